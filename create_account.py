@@ -1,0 +1,267 @@
+"""Create an account in two stores that share no transaction: write last, read first.
+
+- SQLite is the System of Reference. A row `(uuid, guid)` stages the account. It decides nothing.
+- TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
+
+So the System of Record is written last, and read first. `create_account` below does it in three durable
+steps: each step's result is a durable promise, kept by Resonate, so a process that dies between two of
+them is followed by one that goes on at the next. Where the stores contradict each other it panics: the
+workflow halts for good, and an operator decides.
+
+    python create_account.py user-123
+
+prints the same two lines however often it is run. Without settings it needs no server (embedded.py);
+settings.py lists the variables that name a TigerBeetle cluster and a Resonate server.
+
+Exit status: 0 created, now or before; 1 a store or server cannot be used; 2 usage; 98 a panic; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    # Run as `create_account`, not as `__main__`: a Panic is stored under its module's name, and another
+    # process finds it by that name. Before the imports, so that Ctrl-C during them is no traceback either.
+    import console
+
+    console.main("create_account")
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import os
+import types
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import tigerbeetle as tb
+from resonate.error import ResonateError
+from resonate.resonate import Resonate
+from resonate.retry import Never
+
+import console
+from settings import Clients, Settings, check_uuid, note, open_clients
+from stores import SystemOfRecord, SystemOfReference
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator
+
+    from resonate.context import Context
+
+# -- Outcomes --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a write answers, and, where it is a conflict, what it found: a durable promise's value."""
+
+    type: Literal["created", "exists_same", "exists_diff", "out_of_order"]
+    found: str = ""
+
+
+class Panic(ResonateError):
+    """Halts the workflow for an operator: the stores contradict each other.
+
+    It settles the workflow's durable promise as rejected, so a rerun gets the same answer and runs no
+    step. The code and the type are those of the TypeScript SDK's `context.panic`.
+    """
+
+    code = "98"
+    type = "Panic"
+
+    def __init__(self, condition: str, uuid: str, guid: str, found: str) -> None:
+        super().__init__(condition, uuid, guid, found)  # what another process rebuilds it from
+        self.condition = condition
+        self.uuid = uuid
+        self.guid = guid
+        self.found = found
+
+    def __str__(self) -> str:
+        what = f"PANIC: {self.condition} for uuid {self.uuid!r} with guid {self.guid}"
+        return f"{what}: {self.found}. {ADVICE[self.condition]}"
+
+
+ADVICE = {
+    "SQLite exists_diff": "Nothing was written. An account exists if TigerBeetle holds it, and then it is "
+    "the one to use; if it holds none, finish what is staged or remove the row, and start under another id.",
+    "TigerBeetle exists_diff": "Another writer took this guid. Find out whose account it is; if it is not "
+    "this uuid's, remove SQLite's row and start under another id.",
+    "ordering violated": "SQLite was lost, rolled back, or is another host's. Restore it, or stage the account "
+    "that TigerBeetle holds; do not create a second one.",
+}
+
+
+def panic_if(halt: bool, condition: str, uuid: str, guid: str, found: str) -> None:  # noqa: FBT001
+    if halt:
+        raise Panic(condition, uuid, guid, found)
+
+
+# -- Steps -----------------------------------------------------------------
+
+CODE = LEDGER = 1
+
+
+def owner(uuid: str) -> int:
+    """Return the account's `user_data_128`, by which TigerBeetle itself knows whose it is."""
+    return int.from_bytes(hashlib.blake2b(uuid.encode(), digest_size=16).digest())
+
+
+def generate_guid(ctx: Context) -> str:
+    """Return a TigerBeetle id as decimal digits: JSON numbers do not hold 128 bits in every SDK."""
+    return str(tb.id())
+
+
+async def sqlite_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
+    """Stage the account in the System of Reference."""
+    sqlite = ctx.get_dependency(SystemOfReference)
+    tigerbeetle = ctx.get_dependency(SystemOfRecord)
+    staged = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
+
+    rows = await sqlite.read(staged, uuid, guid)
+    if not rows:
+        # Read first. Nothing is committed before it is staged, so an account that is already there means
+        # that SQLite was lost or rolled back; staging a fresh guid would make a second account.
+        if accounts := await tigerbeetle.query_accounts(owned_by(uuid)):
+            guids = ", ".join(str(account.id) for account in accounts)
+            return Outcome("out_of_order", f"SQLite has no row for it, and TigerBeetle holds account {guids}")
+        insert = "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        if await sqlite.write(insert, uuid, guid):
+            return Outcome("created")
+        rows = await sqlite.read(staged, uuid, guid)
+    if rows == [(uuid, guid)]:
+        return Outcome("exists_same")
+    held = {str(account.id) for account in await tigerbeetle.lookup_accounts([int(row[1]) for row in rows])}
+    found = "; ".join(
+        f"SQLite stages uuid {row[0]!r} with guid {row[1]}, which TigerBeetle "
+        + ("holds" if row[1] in held else "does not hold")
+        for row in rows
+    )
+    return Outcome("exists_diff", found)
+
+
+async def tigerbeetle_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
+    """Commit the account in the System of Record."""
+    sqlite = ctx.get_dependency(SystemOfReference)
+    tigerbeetle = ctx.get_dependency(SystemOfRecord)
+    account = tb.Account(id=int(guid), ledger=LEDGER, code=CODE, user_data_128=owner(uuid))
+
+    # No row, no commit: this may be another host's SQLite, or one restored from an older backup.
+    if not await sqlite.read("SELECT 1 FROM accounts WHERE uuid = ? AND guid = ?", uuid, guid):
+        held = "holds" if await tigerbeetle.lookup_accounts([account.id]) else "does not hold"
+        return Outcome("out_of_order", f"SQLite's row for it is gone, and TigerBeetle {held} the account")
+
+    [result] = await tigerbeetle.create_accounts([account])
+    match result.status:
+        case tb.CreateAccountStatus.CREATED:
+            return Outcome("created")
+        case tb.CreateAccountStatus.EXISTS:
+            # Every field is the same, the owner included: it is our own earlier write.
+            return Outcome("exists_same")
+        case status if status.name.startswith("EXISTS_WITH_DIFFERENT_"):
+            [held_account] = await tigerbeetle.lookup_accounts([account.id])
+            fields = ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")
+            found = ", ".join(
+                f"{field} {getattr(held_account, field)!r} instead of {getattr(account, field)!r}"
+                for field in fields
+                if getattr(held_account, field) != getattr(account, field)
+            )
+            return Outcome("exists_diff", f"SQLite stages it, and TigerBeetle's account has {found}")
+        case status:
+            raise ValueError(f"TigerBeetle does not take {account}: {status!r}")
+
+
+def owned_by(uuid: str) -> tb.QueryFilter:
+    flags = tb.QueryFilterFlags.NONE
+    return tb.QueryFilter(owner(uuid), 0, 0, 0, 0, timestamp_min=0, timestamp_max=0, limit=10, flags=flags)
+
+
+# -- The workflow ----------------------------------------------------------
+
+#: The SDK's deadlines are a day; a step that is resumed after its deadline fails for good.
+DEADLINE = timedelta(days=36_500)
+
+
+@types.coroutine
+def create_account(ctx: Context, uuid: str) -> Generator[Any, Any, dict[str, str]]:
+    """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`; raises `Panic`.
+
+    A generator, so that it can be read beside the TypeScript original: `yield from ctx.run(f).__await__()`
+    is its `yield* ctx.run(f)`. As an `async def` it would say `await ctx.run(f)`, and nothing else differs.
+    """
+    ctx = ctx.options(timeout=DEADLINE)
+
+    guid = yield from ctx.run(generate_guid).__await__()
+
+    # Stage it in the System of Reference.
+    sqlite = yield from ctx.run(sqlite_create_account, uuid, guid).__await__()
+
+    panic_if(sqlite.type == "exists_diff", "SQLite exists_diff", uuid, guid, sqlite.found)
+    panic_if(sqlite.type == "out_of_order", "ordering violated", uuid, guid, sqlite.found)
+
+    # Commit it in the System of Record.
+    tigerbeetle = yield from ctx.run(tigerbeetle_create_account, uuid, guid).__await__()
+
+    panic_if(tigerbeetle.type == "exists_diff", "TigerBeetle exists_diff", uuid, guid, tigerbeetle.found)
+    panic_if(tigerbeetle.type == "out_of_order", "ordering violated", uuid, guid, tigerbeetle.found)
+
+    return {"uuid": uuid, "guid": guid}
+
+
+# -- Wiring ----------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[tuple[Resonate, Clients]]:
+    """Register the workflow and inject the two stores. Raises `stores.Unavailable`."""
+    async with open_clients(settings) as clients:
+        # Never: a failed step is not tried again behind our back for years. Trouble that passes does not
+        # fail a step at all, see stores.py; what is left is an error in this program.
+        resonate = Resonate(**clients.promises, retry_policy=Never())
+        resonate.register(create_account, name="create_account")
+        resonate.with_dependency(clients.reference).with_dependency(clients.record)
+        try:
+            yield resonate, clients
+        finally:
+            stopping = asyncio.create_task(resonate.stop())
+            await clients.close_stores()  # a step that waits for an answer gets none, and stays pending
+            await stopping
+
+
+async def run(uuid: str, settings: Settings) -> int:
+    async with connect(settings) as (resonate, clients):
+        promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
+        try:
+            account = await clients.outages.race(promise.result())
+        except Panic as panic:
+            note(str(panic))
+            return int(Panic.code)
+        # Read first, here too: what is shown as an account is one that TigerBeetle holds now.
+        held = await clients.record.lookup_accounts([int(account["guid"])])
+        if [entry.user_data_128 for entry in held] != [owner(uuid)]:
+            note(
+                f"PANIC: the workflow created account {account['guid']} for uuid {uuid!r}, and TigerBeetle "
+                "does not hold it for that uuid: the ledger was replaced, or restored from before"
+            )
+            return int(Panic.code)
+    print(f"UUID: {account['uuid']}\nGUID: {account['guid']}")  # noqa: T201
+    return 0
+
+
+# -- Command line ----------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="create_account.py", description="Create an account, once.")
+    parser.add_argument("uuid", help="whose account: up to 256 characters, no colon, no control character")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the clients' own logging")
+    arguments = parser.parse_args()
+    try:
+        check_uuid(arguments.uuid)
+    except ValueError as error:
+        parser.error(str(error))
+    console.log_to_stderr(verbose=arguments.verbose)
+    settings = Settings.read(os.environ)
+    if settings.stand_ins:
+        note(settings.stand_ins)
+    return asyncio.run(run(arguments.uuid, settings))

@@ -1,0 +1,300 @@
+"""The two stores' clients, as the steps of create_account.py get them.
+
+Each is the real client, `sqlite3` or `tigerbeetle`, and one rule: **trouble settles no durable promise**.
+A store that is locked, full, gone or being closed makes a step raise the SDK's `PlatformError`, which
+releases the step's task and leaves its promise pending, so that the next run goes on at that step.
+`Outages` is where whoever waits for the workflow's result hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import tigerbeetle as tb
+from resonate.error import ConnectorError, PlatformError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from pathlib import Path
+
+#: Seconds that a store or server has for its first answer.
+REACH = 5.0
+
+#: Seconds without an answer after which a run gives up; the next one goes on where it stopped.
+PATIENCE = 30.0
+
+
+class Unavailable(Exception):
+    """A store or server cannot be used now. The message is one line: what, why, and the way out."""
+
+
+class Outages:
+    """The first outage of a run, for whoever waits for the run's result."""
+
+    def __init__(self) -> None:
+        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def report(self, outage: Unavailable) -> None:
+        if not self._first.done():
+            self._first.set_exception(outage)
+            self._first.exception()  # seen: nobody may be waiting
+
+    @contextlib.contextmanager
+    def keep_pending(self) -> Iterator[None]:
+        """Report an outage inside, and let it leave the step's durable promise pending."""
+        try:
+            yield
+        except Unavailable as outage:
+            self.report(outage)
+            raise PlatformError([ConnectorError(outage)]) from outage
+
+    async def race[T](self, result: Coroutine[Any, Any, T]) -> T:
+        """Return `result`, or raise the `Unavailable` that keeps it from coming."""
+        task = asyncio.create_task(result)
+        try:
+            either: set[asyncio.Future[Any]] = {task, self._first}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await self._first
+            return await task
+        finally:
+            task.cancel()
+
+
+# -- SQLite ----------------------------------------------------------------
+
+WAYS_OUT = {
+    sqlite3.SQLITE_CANTOPEN: "check that DATA_DIR is a directory that you may write",
+    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
+    sqlite3.SQLITE_FULL: "free some disk space and run again",
+    sqlite3.SQLITE_NOTADB: "move the file away or choose another DATA_DIR",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable and run again",
+}
+
+
+class Database:
+    """One SQLite file, used by one thread, so that neither a lock nor the disk stops the event loop.
+
+    Whatever was asked for while the thread was busy shares the next transaction, and so its sync to disk
+    (`synchronous=FULL`: what has been answered survives a power cut). An answer comes after the commit.
+    """
+
+    def __init__(self, path: Path, schema: str, patience: float = PATIENCE) -> None:
+        self.path = path
+        self._schema = schema
+        self._patience = patience
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
+        self._waiting: list[tuple[Callable[[sqlite3.Connection], Any], bool, asyncio.Future[Any]]] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._db: sqlite3.Connection | None = None
+        self._closed = False
+
+    async def open(self) -> Self:
+        """Create the file where there is none, readable by its owner alone, and open it."""
+        await self._patiently(self._connect, REACH)
+        return self
+
+    async def close(self) -> None:
+        """Refuse what comes, answer what waits, and let go of the file. May be called again."""
+        self._closed = True
+        if self._pump is not None:
+            await self._pump
+        if self._db is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
+            self._db = None
+        self._thread.shutdown()
+
+    async def read(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Return the rows."""
+        return await self.transact(lambda db: db.execute(sql, parameters).fetchall(), writes=False)
+
+    async def write(self, sql: str, *parameters: Any) -> int:
+        """Return how many rows were written, once they are on disk."""
+        return await self.transact(lambda db: db.execute(sql, parameters).rowcount)
+
+    async def transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        """Run `work` in a transaction and return its result, once that has committed.
+
+        Raises `Unavailable` where SQLite cannot: nothing of `work` is known to be kept then.
+        """
+        if self._closed:
+            raise Unavailable(f"{self.path} is being closed; run again to go on")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, writes, done))
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._run_waiting())
+        return await done
+
+    async def _run_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                results = await self._patiently(functools.partial(self._commit, batch), self._patience)
+            except Exception as error:  # noqa: BLE001 - it goes to those who asked
+                for _, _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
+            else:
+                for (_, _, done), result in zip(batch, results, strict=True):
+                    if not done.done():
+                        done.set_result(result)
+        self._pump = None
+
+    def _connect(self) -> None:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            way_out = WAYS_OUT[sqlite3.SQLITE_CANTOPEN]
+            raise Unavailable(f"cannot open {self.path}: {error.strerror}; {way_out}") from error
+        # isolation_level=None: transactions begin where this class says so, not where sqlite3 guesses.
+        db = sqlite3.connect(self.path, timeout=0.1, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.executescript(self._schema)
+        except sqlite3.Error:
+            db.close()
+            raise
+        self._db = db
+
+    def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], bool, Any]]) -> list[Any]:
+        db = self._db
+        if db is None:
+            raise Unavailable(f"{self.path} is closed; run again to go on")
+        db.execute("BEGIN IMMEDIATE" if any(writes for _, writes, _ in batch) else "BEGIN")
+        try:
+            results = [work(db) for work, _, _ in batch]
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        return results
+
+    async def _patiently[T](self, attempt: Callable[[], T], patience: float) -> T:
+        """Run `attempt` on the thread; while another process has the file locked, try again."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        while True:
+            try:
+                return await loop.run_in_executor(self._thread, attempt)
+            except sqlite3.Error as error:
+                primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if primary not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    way_out = WAYS_OUT.get(primary, "see to the file and run again")
+                    raise Unavailable(f"cannot use {self.path}: {error}; {way_out}") from error
+                if loop.time() > give_up or self._closed:
+                    raise Unavailable(
+                        f"{self.path} is locked by another process; end that process and run again"
+                    ) from error
+                await asyncio.sleep(0.02)
+
+
+class SystemOfReference:
+    """SQLite. A row `(uuid, guid)` stages an account; it decides nothing."""
+
+    SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
+
+    def __init__(self, database: Database, outages: Outages) -> None:
+        self._database = database
+        self._outages = outages
+
+    async def read(self, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
+        """Return the rows."""
+        with self._outages.keep_pending():
+            return await self._database.read(sql, *parameters)
+
+    async def write(self, sql: str, *parameters: str) -> int:
+        """Return how many rows were written, once they are on disk."""
+        with self._outages.keep_pending():
+            return await self._database.write(sql, *parameters)
+
+
+# -- TigerBeetle -----------------------------------------------------------
+
+
+class Ledger(Protocol):
+    """The requests that the example makes, as `tigerbeetle.ClientAsync` and `EmbeddedLedger` answer them."""
+
+    def create_accounts(
+        self, accounts: list[tb.Account], /
+    ) -> Coroutine[Any, Any, list[tb.CreateAccountResult]]: ...
+    def lookup_accounts(self, accounts: list[int], /) -> Coroutine[Any, Any, list[tb.Account]]: ...
+    def query_accounts(self, query_filter: tb.QueryFilter, /) -> Coroutine[Any, Any, list[tb.Account]]: ...
+    async def close(self) -> None: ...
+
+
+class SystemOfRecord:
+    """TigerBeetle. The account exists if, and only if, it exists here."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Ledger]],
+        name: str,
+        outages: Outages,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._connect = connect
+        self._name = name
+        self._outages = outages
+        self._patience = patience
+        self._client: Ledger | None = None
+
+    async def open(self) -> Self:
+        """Connect, and wait for the first answer."""
+        self._client = await self._connect()
+        await self._ask(lambda client: client.lookup_accounts([0]), REACH)
+        return self
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def create_accounts(self, accounts: list[tb.Account]) -> list[tb.CreateAccountResult]:
+        return await self._pending(lambda client: client.create_accounts(accounts))
+
+    async def lookup_accounts(self, ids: list[int]) -> list[tb.Account]:
+        return await self._pending(lambda client: client.lookup_accounts(ids))
+
+    async def query_accounts(self, query_filter: tb.QueryFilter) -> list[tb.Account]:
+        return await self._pending(lambda client: client.query_accounts(query_filter))
+
+    async def _pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
+        with self._outages.keep_pending():
+            return await self._ask(request, self._patience)
+
+    async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], patience: float) -> T:
+        """Make the request until it is answered; every one of them may be made again."""
+        while (client := self._client) is not None:
+            # The client waits for its server for ever, and cancelling a request leaks its packet: so the
+            # request is a task of its own that nobody cancels, and that ends when the client is closed.
+            answer = asyncio.create_task(request(client))
+            await asyncio.wait({answer}, timeout=patience)
+            if not answer.done():
+                answer.add_done_callback(lambda late: late.exception())
+                raise Unavailable(
+                    f"{self._name} did not answer within {patience:.0f} s; start it and run again"
+                )
+            try:
+                return answer.result()
+            except tb.ClientClosedError:
+                continue
+            except tb.ClientEvictedError:
+                # 64 sessions a cluster: the oldest makes room, and makes a new one when it is used again.
+                if self._client is client:
+                    self._client = await self._connect()
+                    await client.close()
+            except (tb.ClientReleaseTooLowError, tb.ClientReleaseTooHighError) as error:
+                raise Unavailable(
+                    f"{self._name} refuses this release of the client ({error}); "
+                    "install the release of `tigerbeetle` that its server has"
+                ) from error
+        raise Unavailable(f"the connection to {self._name} is being closed; run again to go on")

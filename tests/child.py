@@ -1,0 +1,112 @@
+"""The real command in a process of its own, watched, and killed with SIGKILL at a named point.
+
+    python -m tests.child <uuid>
+
+`create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
+environment:
+
+- `CRASH`: where to die, one of `POINTS`, such as `after effect 3` (step 3, written but not recorded)
+- `WITNESS`: a file that gets a line for each step that runs
+- `GUID`: what step 1 generates, in place of a fresh id
+- `CLOCK_DAYS`: how many days later it is
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STEPS = ("1", "2", "3")
+POINTS = [
+    f"{when} {what}"
+    for what in (
+        "create the promise",
+        *(f"{action} {step}" for step in STEPS for action in ("create", "effect", "record")),
+        "settle the promise",
+    )
+    for when in ("before", "after")
+] + ["before print"]
+
+
+def passing(point: str) -> None:
+    if os.environ.get("CRASH") == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def witness(step: str) -> None:
+    with Path(os.environ["WITNESS"]).open("a") as file:
+        file.write(f"{step}\n")
+
+
+def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
+    """Pass `before <point>` and `after <point>` around the coroutine function `owner.name`."""
+    real = getattr(owner, name)
+
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        where = point(*args, **kwargs)
+        if where is None:
+            return await real(*args, **kwargs)
+        passing(f"before {where}")
+        if where.startswith("effect"):
+            witness(where.removeprefix("effect "))
+        result = await real(*args, **kwargs)
+        passing(f"after {where}")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def main() -> None:
+    days = int(os.environ.get("CLOCK_DAYS", "0"))
+    real_time_ns = time.time_ns
+    time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
+
+    import tigerbeetle as tb
+    from resonate.send import Sender
+
+    import console
+    import stores
+
+    real_id = tb.id
+
+    def generate() -> int:
+        passing("before effect 1")
+        witness("1")
+        guid = int(os.environ.get("GUID") or real_id())
+        passing("after effect 1")
+        return guid
+
+    tb.id = generate
+    around(stores.SystemOfReference, "write", lambda *_: "effect 2")
+    around(stores.SystemOfRecord, "create_accounts", lambda *_: "effect 3")
+
+    def step_of(promise_id: str) -> str:
+        return promise_id.rpartition(":")[2]
+
+    around(Sender, "task_create_or_conflict", lambda *_: "create the promise")
+    around(Sender, "task_fence_create", lambda *args: f"create {step_of(args[3].id)}")
+    around(Sender, "task_fence_settle", lambda *args: f"record {step_of(args[3].id)}")
+    around(Sender, "task_fulfill", lambda *_: "settle the promise")
+
+    real_print = builtins.print
+
+    def last_print(*args: Any, **kwargs: Any) -> None:
+        if kwargs.get("file") is None:
+            passing("before print")
+        real_print(*args, **kwargs)
+
+    builtins.print = last_print
+    sys.argv[0] = "create_account.py"
+    console.main("create_account")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""One fixture, `world`, chooses what the tests run on; each test runs on all of it that is found.
+
+- `embedded`: no server, always.
+- `tigerbeetle`: embedded promises and a real TigerBeetle: at TB_ADDRESS, or `tigerbeetle` on PATH.
+- `servers`: a real TigerBeetle and a real Resonate server, `resonate` on PATH.
+
+Servers from PATH are started on free ports with fresh data, and stopped at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import tigerbeetle as tb
+
+from create_account import owned_by
+from embedded import EmbeddedLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+VARIABLES = ("TB_ADDRESS", "TB_CLUSTER_ID", "RESONATE_URL", "RESONATE_HOST", "RESONATE_TOKEN", "DATA_DIR")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "not ready in time"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def server(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def tigerbeetle_server(directory: Path) -> Iterator[str]:
+    """Start a replica with an empty ledger in `directory` and yield its address."""
+    file, port = directory / "0_0.tigerbeetle", free_port()
+    identity = ["--cluster=0", "--replica=0", "--replica-count=1"]
+    subprocess.run(
+        ["tigerbeetle", "format", *identity, "--development", file], check=True, capture_output=True
+    )
+    command = ["tigerbeetle", "start", f"--addresses=127.0.0.1:{port}", "--development", str(file)]
+    with server(command, directory / "tigerbeetle.log"):
+        wait_until(lambda: answers(port))
+        yield f"127.0.0.1:{port}"
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def resonate_server(directory: Path, port: int) -> Iterator[str]:
+    """Start a Resonate server, its promises in `directory`, and yield its URL."""
+    url = f"http://127.0.0.1:{port}"
+    options = ["--server-bind", "127.0.0.1", "--server-port", str(port), "--server-url", url]
+    quick = ["--observability-metrics-port", "0", "--tasks-retry-timeout", "2000"]
+    storage = ["--storage-type", "sqlite", "--storage-sqlite-path", str(directory / "resonate.db")]
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=1) as response:  # noqa: S310
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    with server(["resonate", "serve", *options, *quick, *storage], directory / "resonate.log"):
+        wait_until(ready)
+        yield url
+
+
+@dataclass
+class Run:
+    """What a run of the command left behind."""
+
+    status: int
+    out: str
+    err: str
+    steps: list[str]
+
+    @property
+    def guid(self) -> str:
+        uuid_line, guid_line = self.out.splitlines()
+        assert uuid_line.startswith("UUID: ")
+        return guid_line.removeprefix("GUID: ")
+
+
+@dataclass
+class World:
+    """The two stores and the promises of one test, and the command that is run on them."""
+
+    directory: Path
+    env: dict[str, str] = field(default_factory=dict)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def data(self) -> Path:
+        return Path(self.env["DATA_DIR"])
+
+    def environ(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        return clean | {"PYTHONPATH": str(ROOT)} | self.env
+
+    def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0) -> Run:
+        """Run the command to its end, or to its SIGKILL where `crash` says."""
+        witness = self.directory / "witness"
+        witness.write_text("")
+        watched = {"WITNESS": str(witness), "CRASH": crash, "GUID": guid, "CLOCK_DAYS": str(days)}
+        command = [sys.executable, "-m", "tests.child", "--", uuid]
+        done = subprocess.run(
+            command,
+            env=self.environ() | watched,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        if crash:
+            assert done.returncode == -signal.SIGKILL, done
+        return Run(done.returncode, done.stdout, done.stderr, witness.read_text().split())
+
+    # What the stores hold, seen through other clients than the example's.
+
+    def sql(self, statement: str, *parameters: str) -> list[tuple[str, ...]]:
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(self.data / "accounts.db")) as db, db:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
+            )
+            return db.execute(statement, parameters).fetchall()
+
+    def rows(self, uuid: str) -> list[str]:
+        return [guid for (guid,) in self.sql("SELECT guid FROM accounts WHERE uuid = ?", uuid)]
+
+    def accounts(self, uuid: str) -> list[str]:
+        return [
+            str(account.id) for account in self.ledger(lambda client: client.query_accounts(owned_by(uuid)))
+        ]
+
+    def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
+        with tb.ClientSync(cluster_id=0, replica_addresses=self.env["TB_ADDRESS"]) as client:
+            return ask(client)
+
+    # What can be lost.
+
+    def lose_sqlite(self) -> None:
+        for file in self.data.glob("accounts.db*"):
+            file.unlink()
+
+    def lose_promises(self) -> None:
+        for file in self.data.glob("promises.db*"):
+            file.unlink()
+
+    def lose_ledger(self) -> None:
+        if "tigerbeetle" not in PATH:
+            pytest.skip("a second, empty TigerBeetle is needed: `tigerbeetle` on PATH")
+        empty = self.directory / "empty"
+        empty.mkdir()
+        self.env["TB_ADDRESS"] = self.stack.enter_context(tigerbeetle_server(empty))
+
+
+class EmbeddedWorld(World):
+    def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
+        return ask(EmbeddedLedgerSync(self.data))  # type: ignore[arg-type]
+
+    def lose_ledger(self) -> None:
+        for file in self.data.glob("ledger.db*"):
+            file.unlink()
+
+
+class EmbeddedLedgerSync:
+    """The embedded ledger behind the synchronous client's methods."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __getattr__(self, request: str) -> Callable[..., object]:
+        async def ask(*args: object) -> object:
+            ledger = await EmbeddedLedger(self._directory).open()
+            try:
+                return await getattr(ledger, request)(*args)
+            finally:
+                await ledger.close()
+
+        return lambda *args: asyncio.run(ask(*args))
+
+
+class ServerWorld(World):
+    def start_resonate(self) -> None:
+        directory = self.directory / uuid.uuid4().hex
+        directory.mkdir()
+        self.env["RESONATE_URL"] = self.stack.enter_context(resonate_server(directory, free_port()))
+
+    def lose_promises(self) -> None:
+        self.start_resonate()
+
+
+PATH = {name for name in ("tigerbeetle", "resonate") if shutil.which(name)}
+
+
+@pytest.fixture(scope="session")
+def tb_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real TigerBeetle, cluster 0, shared by the tests."""
+    if address := os.environ.get("TB_ADDRESS"):
+        yield address
+    elif "tigerbeetle" in PATH:
+        with tigerbeetle_server(tmp_path_factory.mktemp("tigerbeetle")) as address:
+            yield address
+    else:
+        pytest.skip("a real TigerBeetle is missing: set TB_ADDRESS or put `tigerbeetle` on PATH")
+
+
+@pytest.fixture(params=["embedded", "tigerbeetle", "servers"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    data = {"DATA_DIR": str(tmp_path / "data")}
+    world: World
+    if request.param == "embedded":
+        world = EmbeddedWorld(tmp_path, data)
+    else:
+        data["TB_ADDRESS"] = request.getfixturevalue("tb_address")
+        if request.param == "tigerbeetle":
+            world = World(tmp_path, data)
+        elif "resonate" not in PATH:
+            pytest.skip("a real Resonate server is missing: put `resonate` on PATH")
+        else:
+            world = ServerWorld(tmp_path, data)
+            world.start_resonate()
+    with world.stack:
+        yield world
+
+
+@pytest.fixture
+def user() -> str:
+    """A uuid that no other test uses: they share a ledger."""
+    return f"user-{uuid.uuid4()}"

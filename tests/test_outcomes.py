@@ -1,0 +1,194 @@
+"""The table of outcomes in README.md: what a run does in each situation, on everything that is found."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import tigerbeetle as tb
+from resonate.error import ResonateError
+
+from create_account import DEADLINE, Panic, connect, create_account, owner
+from settings import Settings
+
+from .conftest import World
+
+ALL_STEPS = ["1", "2", "3"]
+
+
+def assert_exists(world: World, user: str, guid: str) -> None:
+    """One row, one account, one guid."""
+    assert world.rows(user) == [guid]
+    assert world.accounts(user) == [guid]
+
+
+def assert_halted(world: World, user: str, condition: str, *details: str) -> None:
+    """The run panics, and so does the next one, in the same words and without a step."""
+    first = world.run(user)
+    again = world.run(user)
+    assert (first.status, first.out) == (98, "")
+    for detail in (f"PANIC: {condition}", user, *details):
+        assert detail in first.err
+    assert (again.status, again.out, again.err, again.steps) == (98, "", first.err, [])
+
+
+def test_first_run(world: World, user: str) -> None:
+    run = world.run(user)
+    assert run.status == 0
+    assert run.out == f"UUID: {user}\nGUID: {run.guid}\n"
+    assert run.steps == ALL_STEPS
+    assert_exists(world, user, run.guid)
+
+
+def test_rerun_with_the_promises_intact(world: World, user: str) -> None:
+    first, again = world.run(user), world.run(user)
+    assert (again.status, again.out) == (0, first.out)
+    assert again.steps == []
+
+
+DAYS = pytest.mark.parametrize("days", [0, 2], ids=["at once", "two days later"])
+
+
+def resumed(world: World, user: str, crash: str, days: int) -> list[str]:
+    """Crash, run again `days` later, and return the steps that ran then."""
+    if days and "RESONATE_URL" in world.env:
+        pytest.skip("the clock of a Resonate server cannot be moved")
+    world.run(user, crash=crash)
+    rows = world.rows(user)
+    run = world.run(user, days=days)
+    assert run.status == 0
+    assert rows == [run.guid], "the guid changed"
+    assert_exists(world, user, run.guid)
+    return run.steps
+
+
+@DAYS
+def test_crash_after_sqlite_before_tigerbeetle(world: World, user: str, days: int) -> None:
+    assert resumed(world, user, "after record 2", days) == ["3"]
+
+
+@DAYS
+def test_crash_after_tigerbeetle_committed_before_the_result_was_recorded(
+    world: World, user: str, days: int
+) -> None:
+    assert resumed(world, user, "after effect 3", days) == ["3"]
+
+
+@DAYS
+def test_crash_after_tigerbeetle_result_recorded(world: World, user: str, days: int) -> None:
+    assert resumed(world, user, "after record 3", days) == []
+
+
+@pytest.mark.parametrize(
+    ("crash", "held"), [("after record 2", "does not hold"), ("after record 3", "holds")]
+)
+def test_promises_lost_sqlite_row_kept(world: World, user: str, crash: str, held: str) -> None:
+    world.run(user, crash=crash)
+    world.lose_promises()
+    [staged] = world.rows(user)
+    accounts = world.accounts(user)
+    assert_halted(world, user, "SQLite exists_diff", f"with guid {staged}, which TigerBeetle {held}")
+    assert world.rows(user) == [staged]
+    assert world.accounts(user) == accounts
+
+
+def test_sqlite_has_the_row_tigerbeetle_has_nothing(world: World, user: str) -> None:
+    guid = str(tb.id())
+    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, guid)
+    run = world.run(user, guid=guid)
+    assert run.status == 0
+    assert_exists(world, user, guid)
+
+
+def test_sqlite_has_the_guid_under_another_uuid(world: World, user: str) -> None:
+    guid = str(tb.id())
+    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", "another", guid)
+    world.run(user, guid=guid, crash="after record 1")
+    assert_halted(world, user, "SQLite exists_diff", f"SQLite stages uuid 'another' with guid {guid}")
+    assert world.accounts(user) == []
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "ledger": {"ledger": 2},
+    "code": {"code": 2},
+    "flags": {"flags": tb.AccountFlags.HISTORY},
+    "user_data_128": {"user_data_128": 5},
+    "user_data_64": {"user_data_64": 6},
+    "user_data_32": {"user_data_32": 7},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_tigerbeetle_has_the_guid_with_another(world: World, user: str, name: str) -> None:
+    guid = tb.id()
+    ours: dict[str, Any] = {"id": guid, "ledger": 1, "code": 1, "user_data_128": owner(user)}
+    world.data.mkdir(mode=0o700)
+    [created] = world.ledger(lambda client: client.create_accounts([tb.Account(**(ours | FOREIGN[name]))]))
+    assert created.status == tb.CreateAccountStatus.CREATED
+    # Where the account is this uuid's, it was not there yet when SQLite was about to stage.
+    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, str(guid))
+    world.run(user, guid=str(guid), crash="after record 1")
+    assert_halted(world, user, "TigerBeetle exists_diff", str(guid), f"{name} ")
+
+
+def test_sqlite_and_promises_lost_tigerbeetle_kept(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_sqlite()
+    world.lose_promises()
+    assert_halted(world, user, "ordering violated", f"TigerBeetle holds account {guid}")
+    assert world.rows(user) == []
+    assert world.accounts(user) == [guid], "a second account"
+
+
+@pytest.mark.parametrize(
+    ("crash", "held"), [("after record 2", "does not hold"), ("after effect 3", "holds")]
+)
+def test_the_staged_row_vanishes_before_the_commit(world: World, user: str, crash: str, held: str) -> None:
+    world.run(user, crash=crash)
+    [guid] = world.rows(user)
+    accounts = world.accounts(user)
+    world.sql("DELETE FROM accounts WHERE uuid = ?", user)
+    assert_halted(world, user, "ordering violated", guid, f"TigerBeetle {held} the account")
+    assert world.accounts(user) == accounts, "committed without its row"
+
+
+def test_two_durable_ids_race_on_one_uuid(world: World, user: str) -> None:
+    async def race() -> list[Any]:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            started = [
+                resonate.options(timeout=DEADLINE).run(f"{name}-{user}", create_account, user)
+                for name in "ab"
+            ]
+            return await asyncio.gather(*(promise.result() for promise in started), return_exceptions=True)
+
+    winner, loser = sorted(asyncio.run(race()), key=lambda result: isinstance(result, Panic))
+    assert isinstance(loser, Panic)
+    assert loser.condition == "SQLite exists_diff"
+    assert_exists(world, user, winner["guid"])
+
+
+def test_the_ledger_was_emptied_the_promises_are_intact(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_ledger()
+    run = world.run(user)
+    assert (run.status, run.out, run.steps) == (98, "", [])
+    assert guid in run.err
+    assert "does not hold it" in run.err
+
+
+def test_a_panic_comes_back_whole_in_another_process(world: World, user: str) -> None:
+    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, "1")
+    assert world.run(user).status == 98
+
+    async def panic() -> ResonateError:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            with pytest.raises(Panic) as caught:
+                await (await resonate.get(f"create-account-{user}")).result()
+            return caught.value
+
+    panic_ = asyncio.run(panic())
+    assert isinstance(panic_, Panic)
+    assert (panic_.code, panic_.type, panic_.uuid) == ("98", "Panic", user)
+    assert panic_.condition == "SQLite exists_diff"
+    assert "guid 1" in panic_.found
