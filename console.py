@@ -1,30 +1,46 @@
-"""How a command of this project ends: an exit status and at most one line on stderr, never a traceback."""
+"""How a command of this project ends: an exit status and at most one line on stderr, never a traceback.
+
+It imports next to nothing, so that Ctrl-C is caught from the start.
+"""
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
+import signal
 import sys
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(module: str) -> None:
-    """Import `module` and exit with what its `main()` returns; light, so that Ctrl-C is caught early."""
+    """Import `module` and exit with the status that its `main()` returns."""
     try:
         status = _status(module)
-        sys.stdout.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except OSError as error:  # a full disk, or the reader of a pipe is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = _fail(f"stdout cannot be written: {error.strerror}; run again, nothing is lost")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to interrupt: only Python itself is left to end
     sys.exit(status)
+
+
+def show(text: str) -> None:
+    """Write a result to stdout, now. Raises OSError where it cannot be: a full disk, a reader that is gone."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except OSError as error:
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def note(text: str) -> None:
+    """Tell the operator, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def log_to_stderr(*, verbose: bool) -> None:
     """Show the clients' own logging, or keep it out of a normal run."""
+    import logging
+
     if verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     else:
@@ -35,20 +51,20 @@ def _status(module: str) -> int:
     if sys.version_info < (3, 12):
         return _fail(f"Python 3.12 or newer is needed, and this is {sys.version.split()[0]}: see README.md")
     try:
-        status: int = importlib.import_module(module).main()
-        return status
+        status: int = __import__(module).main()
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; install what pyproject.toml names: see README.md")
-    except OSError:
-        raise
+    except OSError as error:
+        return _fail(f"{error}; nothing is lost: run again once that is mended")
     except Exception as error:
-        if type(error).__name__ == "Unavailable":  # its module may be what is slow to import
+        if type(error).__name__ == "Unavailable":  # by name: its module is one that is slow to import
             return _fail(str(error))
-        if logging.root.isEnabledFor(logging.DEBUG):
+        if {"-v", "--verbose"} & set(sys.argv):
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with -v for the traceback")
+    return status
 
 
 def _fail(line: str) -> int:
-    print(" ".join(line.split()), file=sys.stderr)  # noqa: T201
+    note(" ".join(line.split()))
     return 1

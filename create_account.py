@@ -40,8 +40,8 @@ from resonate.error import ResonateError
 from resonate.resonate import Resonate
 from resonate.retry import Never
 
-import console
-from settings import Clients, Settings, check_uuid, note, open_clients
+from console import log_to_stderr, note, show
+from settings import Clients, Settings, check_uuid, open_clients
 from stores import SystemOfRecord, SystemOfReference
 
 if TYPE_CHECKING:
@@ -232,6 +232,7 @@ async def run(uuid: str, settings: Settings) -> int:
     async with connect(settings) as (resonate, clients):
         promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
         try:
+            await clients.outages.race(promise.id())  # kept, or an error: a promise that is not has no result
             account = await clients.outages.race(promise.result())
         except Panic as panic:
             note(str(panic))
@@ -244,7 +245,7 @@ async def run(uuid: str, settings: Settings) -> int:
                 "does not hold it for that uuid: the ledger was replaced, or restored from before"
             )
             return int(Panic.code)
-    print(f"UUID: {account['uuid']}\nGUID: {account['guid']}")  # noqa: T201
+    show(f"UUID: {account['uuid']}\nGUID: {account['guid']}")
     return 0
 
 
@@ -252,7 +253,9 @@ async def run(uuid: str, settings: Settings) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="create_account.py", description="Create an account, once.")
+    parser = argparse.ArgumentParser(
+        "create_account.py", "%(prog)s [-h] [-v] [--] uuid", "Create an account, once."
+    )
     parser.add_argument("uuid", help="whose account: up to 256 characters, no colon, no control character")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the clients' own logging")
     arguments = parser.parse_args()
@@ -260,7 +263,7 @@ def main() -> int:
         check_uuid(arguments.uuid)
     except ValueError as error:
         parser.error(str(error))
-    console.log_to_stderr(verbose=arguments.verbose)
+    log_to_stderr(verbose=arguments.verbose)
     settings = Settings.read(os.environ)
     if settings.stand_ins:
         note(settings.stand_ins)

@@ -35,7 +35,7 @@ from resonate.error import ConnectorError, ServerError
 from resonate.timing import Clock, now_ms
 from resonate_base import ORIGIN_HEADER
 
-from stores import REACH, Database, Outages, Unavailable
+from stores import REACH, Database, Outages, Unavailable, open_private
 
 if TYPE_CHECKING:
     import sqlite3
@@ -171,8 +171,7 @@ async def _lock(path: Path) -> int:
 
     Raises `Unavailable`, naming the process that has them, when it does not end in time.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    descriptor = open_private(path)
     give_up = time.monotonic() + REACH
     while True:
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import unicodedata
 import uuid
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import tigerbeetle as tb
 from resonate.connections import HttpConnection, SSEConnection
 from resonate.transport import Response
 
+from console import note
 from embedded import EmbeddedLedger, EmbeddedPromises
 from stores import PATIENCE, REACH, Database, Outages, SystemOfRecord, SystemOfReference, Unavailable
 
@@ -129,9 +129,10 @@ def _record(settings: Settings, outages: Outages) -> SystemOfRecord:
         try:
             return tb.ClientAsync(cluster_id=cluster, replica_addresses=address)
         except (tb.client.InitError, UnicodeEncodeError) as error:
+            reason = getattr(error.args[0], "name", "not ASCII")
             raise Unavailable(
-                f"TB_ADDRESS={address!r} cannot be used ({error}): give ports or IP:port, separated by commas, "
-                "such as 3000 or 127.0.0.1:3000; a host name is no address"
+                f"no TigerBeetle client for TB_ADDRESS={address!r} ({reason}); it takes ports or IP:port, separated "
+                "by commas, such as 3000 or 127.0.0.1:3000, and no host names"
             ) from error
 
     return SystemOfRecord(connect, f"TigerBeetle at {address}, cluster {cluster},", outages)
@@ -165,23 +166,29 @@ class ResonateServer(HttpConnection):
         try:
             done, _ = await asyncio.wait({answer}, timeout=self._patience)
             if not done:
-                self._outages.report(
-                    Unavailable(
-                        f"the Resonate server at {self._url} did not answer within {self._patience:.0f} s; "
-                        "start it and run again"
-                    )
-                )
+                self._report(f"did not answer within {self._patience:.0f} s; start it and run again")
             response = await answer
         finally:
             answer.cancel()
         self._patience = PATIENCE
-        reply = msgspec.json.decode(response, type=Response)
-        if reply.kind == "task.create" and reply.head.status == HTTPStatus.CONFLICT:
-            seconds = f"{LEASE.total_seconds():.0f} s"
-            note(
-                f"another process is at it; waiting for it, or for its lease ({seconds}) to end if it is dead"
-            )
+        reply = None
+        with contextlib.suppress(msgspec.MsgspecError):
+            reply = msgspec.json.decode(response, type=Response)
+        if reply is None or not reply.kind:
+            self._report(f"is none: it answered {response[:60]!r}; correct RESONATE_URL")
+            return response
+        match reply.head.status:
+            case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+                self._report("refuses the token; correct RESONATE_TOKEN")
+            case HTTPStatus.CONFLICT if reply.kind == "task.create":
+                seconds = f"{LEASE.total_seconds():.0f} s"
+                note(
+                    f"another process is at it; waiting for it, or for its lease ({seconds}) to end if it is dead"
+                )
         return response
+
+    def _report(self, what: str) -> None:
+        self._outages.report(Unavailable(f"the Resonate server at {self._url} {what}"))
 
 
 def check_uuid(uuid: str) -> str:
@@ -198,8 +205,3 @@ def check_uuid(uuid: str) -> str:
                 f"the uuid has the character {character!a}: a control character or half of a pair"
             )
     return uuid
-
-
-def note(text: str) -> None:
-    """Tell the operator, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -60,7 +60,7 @@ class Outages:
         try:
             either: set[asyncio.Future[Any]] = {task, self._first}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            if not task.done() or (self._first.done() and task.exception() is not None):
                 await self._first
             return await task
         finally:
@@ -76,6 +76,15 @@ WAYS_OUT = {
     sqlite3.SQLITE_NOTADB: "move the file away or choose another DATA_DIR",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable and run again",
 }
+
+
+def open_private(path: Path) -> int:
+    """Open a file, made with its directory where they are not there, for its owner alone; a descriptor."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise Unavailable(f"cannot open {path}: {error}; {WAYS_OUT[sqlite3.SQLITE_CANTOPEN]}") from error
 
 
 class Database:
@@ -147,12 +156,7 @@ class Database:
         self._pump = None
 
     def _connect(self) -> None:
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        except OSError as error:
-            way_out = WAYS_OUT[sqlite3.SQLITE_CANTOPEN]
-            raise Unavailable(f"cannot open {self.path}: {error.strerror}; {way_out}") from error
+        os.close(open_private(self.path))
         # isolation_level=None: transactions begin where this class says so, not where sqlite3 guesses.
         db = sqlite3.connect(self.path, timeout=0.1, isolation_level=None, check_same_thread=False)
         try:
@@ -281,7 +285,8 @@ class SystemOfRecord:
             if not answer.done():
                 answer.add_done_callback(lambda late: late.exception())
                 raise Unavailable(
-                    f"{self._name} did not answer within {patience:.0f} s; start it and run again"
+                    f"{self._name} did not answer within {patience:.0f} s; start it, or correct the settings, "
+                    "and run again"
                 )
             try:
                 return answer.result()
