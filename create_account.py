@@ -212,9 +212,9 @@ def create_account(ctx: Context, uuid: str) -> Generator[Any, Any, dict[str, str
 
 
 @contextlib.asynccontextmanager
-async def connect(settings: Settings) -> AsyncIterator[tuple[Resonate, Clients]]:
+async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[tuple[Resonate, Clients]]:
     """Register the workflow and inject the two stores. Raises `stores.Unavailable`."""
-    async with open_clients(settings) as clients:
+    async with open_clients(settings, serve=serve) as clients:
         # Never: a failed step is not tried again behind our back for years. Trouble that passes does not
         # fail a step at all, see stores.py; what is left is an error in this program.
         resonate = Resonate(**clients.promises, retry_policy=Never())

@@ -14,32 +14,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import unicodedata
-import uuid
 from dataclasses import dataclass
 from datetime import timedelta
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import tigerbeetle as tb
-from resonate.connections import HttpConnection, SSEConnection
-from resonate.transport import Response
 
-from console import note
 from embedded import EmbeddedLedger, EmbeddedPromises
-from stores import PATIENCE, REACH, Database, Outages, SystemOfRecord, SystemOfReference, Unavailable
+from server import GROUP, server
+from stores import Database, Outages, SystemOfRecord, SystemOfReference, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from stores import Ledger
-
-#: The group that work is routed to: the SDK's default group also gets other applications' work.
-GROUP = "create-account"
-
-#: How long a dead process keeps its work from the next one. The SDK renews it at half of that.
-LEASE = timedelta(seconds=10)
 
 UUID_MAX = 256
 
@@ -99,8 +88,11 @@ class Clients:
 
 
 @contextlib.asynccontextmanager
-async def open_clients(settings: Settings) -> AsyncIterator[Clients]:
-    """Open both stores and the connection to the promises. Raises `Unavailable`."""
+async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncIterator[Clients]:
+    """Open both stores and the connection to the promises. Raises `Unavailable`.
+
+    `serve`: take work that others have started, as a worker does; a command does only its own.
+    """
     outages = Outages()
     async with contextlib.AsyncExitStack() as stack:
         promises: dict[str, Any]
@@ -111,7 +103,7 @@ async def open_clients(settings: Settings) -> AsyncIterator[Clients]:
             # No other process can take over, so no lease ever ends; nothing is pushed, so nothing is polled.
             promises = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
         else:
-            promises = _server(settings.resonate_url, settings.resonate_token, outages)
+            promises = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
         database = Database(settings.data_dir / "accounts.db", SystemOfReference.SCHEMA)
         stack.push_async_callback(database.close)
         record = _record(settings, outages)
@@ -136,59 +128,6 @@ def _record(settings: Settings, outages: Outages) -> SystemOfRecord:
             ) from error
 
     return SystemOfRecord(connect, f"TigerBeetle at {address}, cluster {cluster},", outages)
-
-
-def _server(url: str, token: str | None, outages: Outages) -> dict[str, Any]:
-    pid = uuid.uuid4().hex
-    return {
-        "network": ResonateServer(url, token, outages),
-        "sources": [SSEConnection(url=url, pid=pid, group=GROUP, auth=token)],
-        "pid": pid,
-        "group": GROUP,
-        "ttl": LEASE,
-        "token": token,
-        # A push can get lost; this is how soon its result is asked for.
-        "subscription_refresh_secs": 5,
-    }
-
-
-class ResonateServer(HttpConnection):
-    """The SDK's connection, which waits for its server for ever, and a limit to that."""
-
-    def __init__(self, url: str, token: str | None, outages: Outages) -> None:
-        super().__init__(url=url, auth=token)
-        self._outages = outages
-        self._patience = REACH
-
-    async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
-        """Send as the SDK does; report an outage, and go on waiting, where no answer comes."""
-        answer = asyncio.ensure_future(super().send(req, headers))
-        try:
-            done, _ = await asyncio.wait({answer}, timeout=self._patience)
-            if not done:
-                self._report(f"did not answer within {self._patience:.0f} s; start it and run again")
-            response = await answer
-        finally:
-            answer.cancel()
-        self._patience = PATIENCE
-        reply = None
-        with contextlib.suppress(msgspec.MsgspecError):
-            reply = msgspec.json.decode(response, type=Response)
-        if reply is None or not reply.kind:
-            self._report(f"is none: it answered {response[:60]!r}; correct RESONATE_URL")
-            return response
-        match reply.head.status:
-            case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-                self._report("refuses the token; correct RESONATE_TOKEN")
-            case HTTPStatus.CONFLICT if reply.kind == "task.create":
-                seconds = f"{LEASE.total_seconds():.0f} s"
-                note(
-                    f"another process is at it; waiting for it, or for its lease ({seconds}) to end if it is dead"
-                )
-        return response
-
-    def _report(self, what: str) -> None:
-        self._outages.report(Unavailable(f"the Resonate server at {self._url} {what}"))
 
 
 def check_uuid(uuid: str) -> str:
