@@ -94,10 +94,10 @@ class Database:
     (`synchronous=FULL`: what has been answered survives a power cut). An answer comes after the commit.
     """
 
-    def __init__(self, path: Path, schema: str, patience: float = PATIENCE) -> None:
+    def __init__(self, path: Path, schema: str, patience: float | None = None) -> None:
         self.path = path
         self._schema = schema
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
         self._waiting: list[tuple[Callable[[sqlite3.Connection], Any], bool, asyncio.Future[Any]]] = []
         self._pump: asyncio.Task[None] | None = None
@@ -243,12 +243,12 @@ class SystemOfRecord:
         connect: Callable[[], Awaitable[Ledger]],
         name: str,
         outages: Outages,
-        patience: float = PATIENCE,
+        patience: float | None = None,
     ) -> None:
         self._connect = connect
         self._name = name
         self._outages = outages
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         self._client: Ledger | None = None
 
     async def open(self) -> Self:

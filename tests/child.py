@@ -1,14 +1,16 @@
 """The real command in a process of its own, watched, and killed with SIGKILL at a named point.
 
-    python -m tests.child <uuid>
+    CRASH="after effect 3" python -m tests.child user-123
 
 `create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
 environment:
 
 - `CRASH`: where to die, one of `POINTS`, such as `after effect 3` (step 3, written but not recorded)
-- `WITNESS`: a file that gets a line for each step that runs
+- `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
 - `GUID`: what step 1 generates, in place of a fresh id
 - `CLOCK_DAYS`: how many days later it is
+- `LEASE`: seconds that a Resonate server gives a dead process, in place of the example's 10
+- `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +45,9 @@ def passing(point: str) -> None:
 
 
 def witness(step: str) -> None:
-    with Path(os.environ["WITNESS"]).open("a") as file:
-        file.write(f"{step}\n")
+    if path := os.environ.get("WITNESS"):
+        with Path(path).open("a") as file:
+            file.write(f"{step}\n")
 
 
 def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
@@ -55,8 +59,8 @@ def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
         if where is None:
             return await real(*args, **kwargs)
         passing(f"before {where}")
-        if where.startswith("effect"):
-            witness(where.removeprefix("effect "))
+        if where.startswith("record"):
+            witness(where.removeprefix("record "))
         result = await real(*args, **kwargs)
         passing(f"after {where}")
         return result
@@ -73,13 +77,19 @@ def main() -> None:
     from resonate.send import Sender
 
     import console
+    import server
     import stores
+
+    if lease := os.environ.get("LEASE"):
+        server.LEASE = timedelta(seconds=float(lease))
+    if patience := os.environ.get("PATIENCE"):
+        for module in (server, stores):
+            module.__dict__["PATIENCE"] = float(patience)
 
     real_id = tb.id
 
     def generate() -> int:
         passing("before effect 1")
-        witness("1")
         guid = int(os.environ.get("GUID") or real_id())
         passing("after effect 1")
         return guid

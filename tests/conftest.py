@@ -142,15 +142,17 @@ class World:
         clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         return clean | {"PYTHONPATH": str(ROOT)} | self.env
 
-    def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0) -> Run:
+    def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
         """Run the command to its end, or to its SIGKILL where `crash` says."""
         witness = self.directory / "witness"
         witness.write_text("")
         watched = {"WITNESS": str(witness), "CRASH": crash, "GUID": guid, "CLOCK_DAYS": str(days)}
+        if "RESONATE_URL" in self.env:
+            watched["LEASE"] = "2"
         command = [sys.executable, "-m", "tests.child", "--", uuid]
         done = subprocess.run(
             command,
-            env=self.environ() | watched,
+            env=self.environ() | watched | env,
             cwd=self.directory,
             capture_output=True,
             text=True,
