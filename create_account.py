@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a write answers, and, where it is a conflict, what it found: a durable promise's value."""
+    """What a write answers, and where that is a conflict, what it found: a durable promise's value."""
 
     type: Literal["created", "exists_same", "exists_diff", "out_of_order"]
     found: str = ""
@@ -67,39 +67,30 @@ class Panic(ResonateError):
     step. The code and the type are those of the TypeScript SDK's `context.panic`.
     """
 
-    code = "98"
-    type = "Panic"
+    code, type = "98", "Panic"
 
     def __init__(self, condition: str, uuid: str, guid: str, found: str) -> None:
-        super().__init__(condition, uuid, guid, found)  # what another process rebuilds it from
-        self.condition = condition
-        self.uuid = uuid
-        self.guid = guid
-        self.found = found
+        super().__init__(condition, uuid, guid, found)  # what another process makes it from
+        self.condition, self.uuid, self.guid, self.found = condition, uuid, guid, found
 
     def __str__(self) -> str:
         what = f"PANIC: {self.condition} for uuid {self.uuid!r} with guid {self.guid}"
-        return f"{what}: {self.found}. {ADVICE[self.condition]}"
+        return f"{what}: {self.found}. {WHAT_NOW[self.condition]}"
 
 
-ADVICE = {
-    "SQLite exists_diff": "Nothing was written. An account exists if TigerBeetle holds it, and then it is "
-    "the one to use; if it holds none, finish what is staged or remove the row, and start under another id.",
-    "TigerBeetle exists_diff": "Another writer took this guid. Find out whose account it is; if it is not "
-    "this uuid's, remove SQLite's row and start under another id.",
-    "ordering violated": "SQLite was lost, rolled back, or is another host's. Restore it, or stage the account "
-    "that TigerBeetle holds; do not create a second one.",
+WHAT_NOW = {
+    "SQLite exists_diff": "Nothing was written; the account exists if TigerBeetle holds it.",
+    "TigerBeetle exists_diff": "Another writer took the guid; find out whose account it is.",
+    "ordering violated": "SQLite was lost, rolled back, or is another host's; do not create a second account.",
 }
 
 
-def panic_if(halt: bool, condition: str, uuid: str, guid: str, found: str) -> None:  # noqa: FBT001
+def panic_if(halt: bool, *details: str) -> None:  # noqa: FBT001
     if halt:
-        raise Panic(condition, uuid, guid, found)
+        raise Panic(*details)
 
 
 # -- Steps -----------------------------------------------------------------
-
-CODE = LEDGER = 1
 
 
 def owner(uuid: str) -> int:
@@ -116,40 +107,43 @@ async def sqlite_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Stage the account in the System of Reference."""
     sqlite = ctx.get_dependency(SystemOfReference)
     tigerbeetle = ctx.get_dependency(SystemOfRecord)
-    staged = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
+    select = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
+    insert = "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
-    rows = await sqlite.read(staged, uuid, guid)
+    rows = await sqlite.read(select, uuid, guid)
     if not rows:
         # Read first. Nothing is committed before it is staged, so an account that is already there means
         # that SQLite was lost or rolled back; staging a fresh guid would make a second account.
-        if accounts := await tigerbeetle.query_accounts(owned_by(uuid)):
-            guids = ", ".join(str(account.id) for account in accounts)
-            return Outcome("out_of_order", f"SQLite has no row for it, and TigerBeetle holds account {guids}")
-        insert = "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        if held := await tigerbeetle.guids_of(owner(uuid)):
+            return Outcome(
+                "out_of_order", f"SQLite has no row for it, and TigerBeetle holds {', '.join(held)}"
+            )
         if await sqlite.write(insert, uuid, guid):
             return Outcome("created")
-        rows = await sqlite.read(staged, uuid, guid)
+        rows = await sqlite.read(select, uuid, guid)
     if rows == [(uuid, guid)]:
         return Outcome("exists_same")
-    held = {str(account.id) for account in await tigerbeetle.lookup_accounts([int(row[1]) for row in rows])}
-    found = "; ".join(
-        f"SQLite stages uuid {row[0]!r} with guid {row[1]}, which TigerBeetle "
-        + ("holds" if row[1] in held else "does not hold")
-        for row in rows
-    )
-    return Outcome("exists_diff", found)
+    found = [
+        f"uuid {u!r} with guid {g}, which TigerBeetle {'holds' if await tigerbeetle.holds(g) else 'does not hold'}"
+        for u, g in rows
+    ]
+    return Outcome("exists_diff", f"SQLite stages {' and '.join(found)}")
 
 
 async def tigerbeetle_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Commit the account in the System of Record."""
     sqlite = ctx.get_dependency(SystemOfReference)
     tigerbeetle = ctx.get_dependency(SystemOfRecord)
-    account = tb.Account(id=int(guid), ledger=LEDGER, code=CODE, user_data_128=owner(uuid))
+    account = tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner(uuid))
 
-    # No row, no commit: this may be another host's SQLite, or one restored from an older backup.
-    if not await sqlite.read("SELECT 1 FROM accounts WHERE uuid = ? AND guid = ?", uuid, guid):
-        held = "holds" if await tigerbeetle.lookup_accounts([account.id]) else "does not hold"
-        return Outcome("out_of_order", f"SQLite's row for it is gone, and TigerBeetle {held} the account")
+    # Read first; and no row, no commit. This SQLite may be another host's, or restored from a backup.
+    held = await tigerbeetle.guids_of(owner(uuid))
+    staged = await sqlite.read("SELECT 1 FROM accounts WHERE uuid = ? AND guid = ?", uuid, guid)
+    if not staged or held not in ([], [guid]):
+        row = "stages it" if staged else "has lost its row"
+        return Outcome(
+            "out_of_order", f"SQLite {row}, and TigerBeetle holds {', '.join(held) or 'no account'}"
+        )
 
     [result] = await tigerbeetle.create_accounts([account])
     match result.status:
@@ -159,21 +153,14 @@ async def tigerbeetle_create_account(ctx: Context, uuid: str, guid: str) -> Outc
             # Every field is the same, the owner included: it is our own earlier write.
             return Outcome("exists_same")
         case status if status.name.startswith("EXISTS_WITH_DIFFERENT_"):
-            [held_account] = await tigerbeetle.lookup_accounts([account.id])
+            [other] = await tigerbeetle.lookup_accounts([account.id])
             fields = ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")
-            found = ", ".join(
-                f"{field} {getattr(held_account, field)!r} instead of {getattr(account, field)!r}"
-                for field in fields
-                if getattr(held_account, field) != getattr(account, field)
+            differ = [f"{f} {getattr(other, f)}" for f in fields if getattr(other, f) != getattr(account, f)]
+            return Outcome(
+                "exists_diff", f"SQLite stages it, and TigerBeetle's account has {', '.join(differ)}"
             )
-            return Outcome("exists_diff", f"SQLite stages it, and TigerBeetle's account has {found}")
         case status:
             raise ValueError(f"TigerBeetle does not take {account}: {status!r}")
-
-
-def owned_by(uuid: str) -> tb.QueryFilter:
-    flags = tb.QueryFilterFlags.NONE
-    return tb.QueryFilter(owner(uuid), 0, 0, 0, 0, timestamp_min=0, timestamp_max=0, limit=10, flags=flags)
 
 
 # -- The workflow ----------------------------------------------------------

@@ -224,6 +224,10 @@ class SystemOfReference:
 # -- TigerBeetle -----------------------------------------------------------
 
 
+#: Of 2^128 - 1.
+DIGITS = 39
+
+
 class Ledger(Protocol):
     """The requests that the example makes, as `tigerbeetle.ClientAsync` and `EmbeddedLedger` answer them."""
 
@@ -233,6 +237,11 @@ class Ledger(Protocol):
     def lookup_accounts(self, accounts: list[int], /) -> Coroutine[Any, Any, list[tb.Account]]: ...
     def query_accounts(self, query_filter: tb.QueryFilter, /) -> Coroutine[Any, Any, list[tb.Account]]: ...
     async def close(self) -> None: ...
+
+
+def owned_by(owner: int) -> tb.QueryFilter:
+    flags = tb.QueryFilterFlags.NONE
+    return tb.QueryFilter(owner, 0, 0, 0, 0, timestamp_min=0, timestamp_max=0, limit=10, flags=flags)
 
 
 class SystemOfRecord:
@@ -270,6 +279,15 @@ class SystemOfRecord:
 
     async def query_accounts(self, query_filter: tb.QueryFilter) -> list[tb.Account]:
         return await self._pending(lambda client: client.query_accounts(query_filter))
+
+    async def guids_of(self, owner: int) -> list[str]:
+        """Return the ids of the accounts with this `user_data_128`, as decimal digits: none, or one."""
+        return [str(account.id) for account in await self.query_accounts(owned_by(owner))]
+
+    async def holds(self, guid: str) -> bool:
+        """Return whether there is an account under the id; text that is no id is the id of none."""
+        id_ = int(guid) if guid.isdecimal() and len(guid) <= DIGITS else 0
+        return id_ < 2**128 and bool(await self.lookup_accounts([id_]))
 
     async def _pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
         with self._outages.keep_pending():

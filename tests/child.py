@@ -68,15 +68,8 @@ def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def main() -> None:
-    days = int(os.environ.get("CLOCK_DAYS", "0"))
-    real_time_ns = time.time_ns
-    time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
-
-    import tigerbeetle as tb
-    from resonate.send import Sender
-
-    import console
+def set_limits() -> None:
+    """Set `LEASE` and `PATIENCE` from the environment."""
     import server
     import stores
 
@@ -86,6 +79,19 @@ def main() -> None:
         for module in (server, stores):
             module.__dict__["PATIENCE"] = float(patience)
 
+
+def watch() -> None:
+    """Wrap what the example calls, as the environment says."""
+    days = int(os.environ.get("CLOCK_DAYS", "0"))
+    real_time_ns = time.time_ns
+    time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
+
+    import tigerbeetle as tb
+    from resonate.send import Sender
+
+    import stores
+
+    set_limits()
     real_id = tb.id
 
     def generate() -> int:
@@ -114,9 +120,11 @@ def main() -> None:
         real_print(*args, **kwargs)
 
     builtins.print = last_print
-    sys.argv[0] = "create_account.py"
-    console.main("create_account")
 
 
 if __name__ == "__main__":
-    main()
+    watch()
+    import console
+
+    sys.argv[0] = "create_account.py"
+    console.main("create_account")

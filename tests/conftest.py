@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,16 +25,17 @@ import urllib.request
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tigerbeetle as tb
 
-from create_account import owned_by
+from create_account import owner
 from embedded import EmbeddedLedger
+from stores import owned_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = ("TB_ADDRESS", "TB_CLUSTER_ID", "RESONATE_URL", "RESONATE_HOST", "RESONATE_TOKEN", "DATA_DIR")
@@ -166,7 +168,7 @@ class World:
 
     # What the stores hold, seen through other clients than the example's.
 
-    def sql(self, statement: str, *parameters: str) -> list[tuple[str, ...]]:
+    def sql(self, statement: str, *parameters: str) -> list[Any]:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(self.data / "accounts.db")) as db, db:
             db.execute(
@@ -179,8 +181,18 @@ class World:
 
     def accounts(self, uuid: str) -> list[str]:
         return [
-            str(account.id) for account in self.ledger(lambda client: client.query_accounts(owned_by(uuid)))
+            str(account.id)
+            for account in self.ledger(lambda client: client.query_accounts(owned_by(owner(uuid))))
         ]
+
+    def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
+        def ask(client: tb.ClientSync) -> dict[str, list[str]]:
+            return {
+                uuid: [str(account.id) for account in client.query_accounts(owned_by(owner(uuid)))]
+                for uuid in uuids
+            }
+
+        return self.ledger(ask)
 
     def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
         with tb.ClientSync(cluster_id=0, replica_addresses=self.env["TB_ADDRESS"]) as client:
@@ -205,6 +217,13 @@ class World:
 
 
 class EmbeddedWorld(World):
+    def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
+        owned: dict[str, list[str]] = {}
+        with contextlib.closing(sqlite3.connect(self.data / "ledger.db")) as db:
+            for guid, user_data in db.execute("SELECT id, user_data_128 FROM accounts"):
+                owned.setdefault(user_data, []).append(guid)
+        return {uuid: owned.get(str(owner(uuid)), []) for uuid in uuids}
+
     def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
         return ask(EmbeddedLedgerSync(self.data))  # type: ignore[arg-type]
 
@@ -272,6 +291,16 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
             world.start_resonate()
     with world.stack:
         yield world
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seconds", type=float, default=3, help="how long a storm, or the model, goes on")
+    parser.addoption("--seed", type=int, default=random.randrange(2**32), help="of the storms")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    found = ", ".join(sorted(PATH)) or "none: what needs one is skipped"
+    return f"servers on PATH: {found}; storms: --seed {config.getoption('seed')}"
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""Many accounts in flight, SIGKILL at random, again and again until all are done; nothing is lost or doubled.
+
+pytest tests/test_storm.py --seconds 600 --seed 1
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .conftest import World
+
+COUNT = 300
+
+
+def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> dict[str, list[str]]:
+    """At any stop: an account only with its row, one at most for a uuid, and under the guid it always had."""
+    accounts = world.all_accounts(uuids)
+    # Rows after accounts: what is committed now was staged before.
+    rows: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
+    for uuid, found in accounts.items():
+        assert len(found) <= 1, f"{uuid} has {len(found)} accounts"
+        assert not found or found == [rows.get(uuid)], f"{uuid}: account {found}, row {rows.get(uuid)}"
+    for uuid, guid in guids.items():
+        assert rows.get(uuid, guid) == guid, f"{uuid} had {guid} and has {rows[uuid]}"
+    guids |= rows
+    return accounts
+
+
+def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
+    seed = pytestconfig.getoption("seed")
+    dice = random.Random(seed)
+    end = time.monotonic() + pytestconfig.getoption("seconds")
+    storms = kills = 0
+    while not storms or time.monotonic() < end:
+        storms += 1
+        prefix = f"{user}-{storms}"
+        uuids = [f"{prefix}-{number}" for number in range(COUNT)]
+        guids: dict[str, str] = {}
+        done: dict[str, str] = {}
+        while True:
+            limits = {"LEASE": "2"}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.storm", prefix, str(COUNT)],
+                env=world.environ() | limits,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            with process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                try:
+                    out, err = process.communicate(timeout=dice.uniform(0, 0.5 + len(done) / COUNT))
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    out, err = process.communicate()
+            for line in out.split("\n")[:-1]:  # what follows the last newline was cut short
+                uuid, guid = line.split()
+                assert done.setdefault(uuid, guid) == guid, f"{uuid} was {done[uuid]} and is {guid}"
+            accounts = assert_traceable(world, uuids, guids)
+            if process.returncode != -signal.SIGKILL:
+                assert process.returncode == 0, err
+                break
+        assert accounts == {uuid: [guid] for uuid, guid in done.items()}
+        assert set(done) == set(uuids)
+        assert {uuid: guids[uuid] for uuid in uuids} == done
+    print(f"storms {storms}, accounts {storms * COUNT}, kills {kills}, seed {seed}")
