@@ -57,7 +57,7 @@ class _Origin:
 
     def __init__(self, saved: bytes | None, now: int) -> None:
         self.state = ServerState()
-        self.saved = saved
+        self.saved = saved or self.snapshot()  # of nothing: to look for what is not there writes nothing
         self.users = 0
         if saved is not None:
             snapshot = msgspec.json.decode(saved, type=_Snapshot)
@@ -130,15 +130,18 @@ class EmbeddedPromises(LocalConnection):
 
     @contextlib.asynccontextmanager
     async def _origin(self, name: str) -> AsyncIterator[_Origin]:
-        if name not in self._origins:
-            self._origins[name] = asyncio.ensure_future(self._load(name))
-        loading = self._origins[name]
-        try:
-            origin = await asyncio.shield(loading)
-        except Unavailable as outage:
-            self._origins.pop(name, None)
-            self._outages.report(outage)
-            raise ConnectorError(outage) from outage
+        while True:
+            if name not in self._origins:
+                self._origins[name] = asyncio.ensure_future(self._load(name))
+            loading = self._origins[name]
+            try:
+                origin = await asyncio.shield(loading)
+            except Unavailable as outage:
+                self._origins.pop(name, None)
+                self._outages.report(outage)
+                raise ConnectorError(outage) from outage
+            if self._origins.get(name) is loading:
+                break  # else it was forgotten while this one waited: two copies would overwrite each other
         origin.users += 1
         try:
             yield origin
@@ -198,6 +201,7 @@ _BATCH_MAX = 8189  # accounts in a message of 1 MiB, as with the real client
 _TIMESTAMP_MAX = 2**63 - 1
 _COMPARED = ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")
 _KNOWN_FLAGS = sum(tb.AccountFlags)
+_KNOWN_QUERY_FLAGS = (tb.QueryFilterFlags.NONE, tb.QueryFilterFlags.REVERSED)
 _EXCLUSIVE = tb.AccountFlags.DEBITS_MUST_NOT_EXCEED_CREDITS | tb.AccountFlags.CREDITS_MUST_NOT_EXCEED_DEBITS
 
 
@@ -218,11 +222,12 @@ class EmbeddedLedger:
           ledger INTEGER, code INTEGER, flags INTEGER, timestamp INTEGER UNIQUE
         );
         CREATE INDEX IF NOT EXISTS accounts_user_data_128 ON accounts (user_data_128);
+        -- No timestamp is given twice, not even a refused account's, whatever the computer's clock does.
+        CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY, last INTEGER);
     """
 
     def __init__(self, directory: Path) -> None:
         self._database = Database(directory / "ledger.db", self.SCHEMA)
-        self._last_timestamp = 0
 
     async def open(self) -> Self:
         await self._database.open()
@@ -236,9 +241,9 @@ class EmbeddedLedger:
 
     async def create_accounts(self, accounts: list[tb.Account], /) -> list[tb.CreateAccountResult]:
         """Return one result per account, in order."""
-        _check_size(len(accounts))
         # What the real client would send, and its check: IntegerOverflowError.
         accounts = [tb.CAccount.from_param(account).to_python() for account in accounts]
+        _check_size(len(accounts))
         if any(account.flags & (tb.AccountFlags.LINKED | tb.AccountFlags.IMPORTED) for account in accounts):
             raise NotImplementedError(
                 "the embedded ledger takes no linked or imported accounts: set TB_ADDRESS"
@@ -246,8 +251,8 @@ class EmbeddedLedger:
         return await self._database.transact(lambda db: self._create(db, accounts))
 
     def _create(self, db: sqlite3.Connection, accounts: list[tb.Account]) -> list[tb.CreateAccountResult]:
-        ((newest,),) = db.execute("SELECT ifnull(max(timestamp), 0) FROM accounts")
-        first = max(time.time_ns(), newest + 1, self._last_timestamp + 1)
+        ((last,),) = db.execute("SELECT ifnull(max(last), 0) FROM clock")
+        first = max(time.time_ns(), last + 1)
         results = []
         for timestamp, account in enumerate(accounts, first):
             status, existing = _judge(db, account)
@@ -258,22 +263,23 @@ class EmbeddedLedger:
                 db.execute(f"INSERT INTO accounts VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
             timestamp_result = existing.timestamp if existing is not None else timestamp
             results.append(tb.CreateAccountResult(timestamp_result, status))
-        self._last_timestamp = first + len(accounts)
+        db.execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", (first + len(accounts),))
         return results
 
     async def lookup_accounts(self, accounts: list[int], /) -> list[tb.Account]:
         """Return the accounts that exist, in the order asked for."""
         _check_size(len(accounts))
+        ids = [id_ % 2**128 for id_ in accounts]  # as the real client sends them, unchecked
         return await self._database.transact(
-            lambda db: [found for id_ in accounts if (found := _find(db, id_)) is not None], writes=False
+            lambda db: [found for id_ in ids if (found := _find(db, id_)) is not None], writes=False
         )
 
     async def query_accounts(self, query_filter: tb.QueryFilter, /) -> list[tb.Account]:
         """Return the accounts that have every value that is not zero in the filter, by timestamp."""
-        tb.CQueryFilter.from_param(query_filter)
+        query_filter = tb.CQueryFilter.from_param(query_filter).to_python()
         _check_size(query_filter.limit)
         oldest, newest = query_filter.timestamp_min, query_filter.timestamp_max or _TIMESTAMP_MAX
-        if oldest > newest or newest > _TIMESTAMP_MAX or query_filter.flags & ~tb.QueryFilterFlags.REVERSED:
+        if oldest > newest or newest > _TIMESTAMP_MAX or query_filter.flags not in _KNOWN_QUERY_FLAGS:
             return []
         wanted = [
             (column, str(value))

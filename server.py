@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from datetime import timedelta
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from resonate.connections import HttpConnection, SSEConnection
 from resonate.error import ConnectorError, ResonateError
 from resonate.retry import ExponentialBackoff
 from resonate.transport import Response
+from resonate_base import PROTOCOL_VERSION
 
 from console import note
 from stores import PATIENCE, REACH, Outages, Unavailable
@@ -30,6 +32,12 @@ LEASE = timedelta(seconds=10)
 #: Seconds between two looks at work that another process holds.
 ASK_AGAIN = 0.5
 
+#: Between two attempts to reach a server that is away.
+QUICKLY = ExponentialBackoff(initial=0.1, max_delay=5)
+
+#: Seconds after which a listener that has heard nothing is made anew.
+SILENCE = 60
+
 #: Seconds that a process which ends has for handing back its work.
 HAND_BACK = 0.6
 
@@ -37,10 +45,11 @@ HAND_BACK = 0.6
 def server(url: str, token: str | None, outages: Outages, *, serve: bool) -> dict[str, Any]:
     """Return the arguments of `Resonate` for a process that does its own accounts, or serves all."""
     pid = uuid.uuid4().hex
+    # A command is in a group of its own: what a dead process left is for workers, or for a rerun.
+    messages = Messages(url, token, pid, GROUP if serve else pid)
     return {
-        "network": Requests(url, token, outages),
-        # A command is in a group of its own: what a dead process left is for workers, or for a rerun.
-        "sources": [Messages(url, token, pid, GROUP if serve else pid)],
+        "network": Requests(url, token, outages, messages),
+        "sources": [messages],
         "pid": pid,
         "group": GROUP,
         "ttl": LEASE,
@@ -63,34 +72,31 @@ class Requests(HttpConnection):
     - An end to waiting: the SDK waits for its server for ever. An outage is reported, and waited out.
     - No failure of its own: an error that the SDK does not expect, such as aiohttp's time-out after five
       minutes, would settle the durable promise; as a `ConnectorError` it leaves it pending.
-    - Work that another process holds is asked for until it is done, or its lease has run out. A server
-      hands it out by itself too, but to a process of its choice, and to a dead one again much later.
+    - A task of this process that another one holds, or that was taken from it when its lease ran out, is
+      asked for until it is done. The server hands such a task out by itself too, but to a process of its
+      choice, and when that one is dead, only much later to the next.
     """
 
-    def __init__(self, url: str, token: str | None, outages: Outages) -> None:
-        super().__init__(url=url, auth=token)
+    def __init__(self, url: str, token: str | None, outages: Outages, messages: Messages) -> None:
+        super().__init__(url=url, auth=token, backoff=QUICKLY)
+        self._name = f"the Resonate server at {self._url}"
         self._outages = outages
+        self._messages = messages
         self._patience = REACH
+        self._started: set[str] = set()
         self._held: set[str] = set()
-        self._asking_again = False
+        self._asking: dict[str, asyncio.Task[None]] = {}
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         request = msgspec.json.decode(req, type=Request)
-        while True:
-            response = await self._answer(req, headers)
-            status = self._status(response)
-            if not (request.kind == "task.create" and status == HTTPStatus.CONFLICT):
-                break
-            if not self._asking_again:
-                self._asking_again = True
-                seconds = f"{LEASE.total_seconds():.0f} s"
-                note(f"another process is at it: waiting for it, or {seconds} for its lease if it is dead")
-            await self._sleep_or_stop(ASK_AGAIN)
-        self._keep_account(request, status, response)
+        response = await self._answer(req, headers)
+        self._keep_account(request, self._reply(response))
         return response
 
     async def stop(self) -> None:
         """Let running work be handed back, so that the next process need not wait for the lease."""
+        for asking in self._asking.values():
+            asking.cancel()
         deadline = asyncio.get_running_loop().time() + HAND_BACK
         while self._held and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -110,9 +116,10 @@ class Requests(HttpConnection):
         finally:
             answer.cancel()
         self._patience = PATIENCE
+        self._outages.over(self._name)
         return response
 
-    def _status(self, response: str) -> int:
+    def _reply(self, response: str) -> Response:
         try:
             reply = msgspec.json.decode(response, type=Response)
         except msgspec.MsgspecError:
@@ -121,34 +128,78 @@ class Requests(HttpConnection):
             self._report(f"is none: it answered {response[:60]!r}; correct RESONATE_URL")
         elif reply.head.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             self._report("refuses the token; correct RESONATE_TOKEN")
-        return reply.head.status
-
-    def _keep_account(self, request: Request, status: int, response: str) -> None:
-        """Know which tasks this process holds."""
-        match request.kind:
-            case "task.create" | "task.acquire" if status in (HTTPStatus.OK, HTTPStatus.CREATED):
-                task = msgspec.json.decode(response)["data"]["task"]
-                if task["state"] == "acquired":
-                    self._held.add(task["id"])
-            case "task.fulfill" | "task.suspend" | "task.release":
-                self._held.discard(request.data["id"])
+        return reply
 
     def _report(self, what: str) -> None:
-        self._outages.report(Unavailable(f"the Resonate server at {self._url} {what}"))
+        self._outages.report(Unavailable(f"{self._name} {what}"), self._name)
+
+    def _keep_account(self, request: Request, reply: Response) -> None:
+        """Know which tasks are this process's, and which of them it holds."""
+        refused = reply.head.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
+        match request.kind:
+            case "task.create":
+                task_id = request.data["action"]["data"]["id"]
+                self._started.add(task_id)
+                if refused:
+                    seconds = f"{LEASE.total_seconds():.0f} s"
+                    note(
+                        f"another process is at it: waiting for it, or {seconds} for its lease if it is dead"
+                    )
+                    self._ask_for(task_id)
+                elif reply.data["task"]["state"] == "acquired":
+                    self._held.add(task_id)
+            case "task.acquire" if not refused:
+                self._held.add(request.data["id"])
+            case "task.fulfill" | "task.suspend" if not refused:
+                self._held.discard(request.data["id"])
+                self._started.discard(request.data["id"])
+            case "task.release":
+                self._held.discard(request.data["id"])
+                self._ask_for(request.data["id"])
+
+    def _ask_for(self, task_id: str) -> None:
+        if task_id in self._started and task_id not in self._asking:
+            self._asking[task_id] = asyncio.create_task(self._ask_until_held(task_id))
+            self._asking[task_id].add_done_callback(lambda _: self._asking.pop(task_id))
+
+    async def _ask_until_held(self, task_id: str) -> None:
+        head = {"corrId": uuid.uuid4().hex, "version": PROTOCOL_VERSION}
+        request = {
+            "kind": "task.get",
+            "head": head | ({"auth": self._auth} if self._auth else {}),
+            "data": {"id": task_id},
+        }
+        with contextlib.suppress(ResonateError):  # stopped; or no server, which is reported
+            while task_id not in self._held:
+                await asyncio.sleep(ASK_AGAIN)
+                reply = self._reply(await self._answer(msgspec.json.encode(request).decode(), None))
+                if reply.head.status != HTTPStatus.OK or reply.data["task"]["state"] == "fulfilled":
+                    break
+                if reply.data["task"]["state"] == "pending":
+                    self._messages.deliver(
+                        {"task": {"id": task_id, "version": reply.data["task"]["version"]}}
+                    )
 
 
 class Messages(SSEConnection):
     """The SDK's listener, without aiohttp's limit of five minutes for a response.
 
     The SDK does not expect the `TimeoutError` that ends such a response, and hears nothing from then on.
-    A silent connection is made anew every minute instead, which the SDK does expect.
+    A silent connection is made anew instead, which the SDK does expect.
     """
 
     def __init__(self, url: str, token: str | None, pid: str, group: str) -> None:
-        quickly = ExponentialBackoff(initial=0.1, max_delay=5)
-        super().__init__(url=url, pid=pid, group=group, auth=token, backoff=quickly)
+        super().__init__(url=url, pid=pid, group=group, auth=token, backoff=QUICKLY)
+
+    def deliver(self, data: dict[str, Any]) -> None:
+        """Pass on work as if the server had pushed it."""
+        message = msgspec.json.encode({"kind": "execute", "data": data}).decode()
+        for receive in list(self._subscribers):
+            receive(message)
 
     def _ensure_session(self) -> aiohttp.ClientSession:
         if self._session is None and not self._stopped:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_read=60))
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=SILENCE)
+            )
         return super()._ensure_session()

@@ -9,7 +9,6 @@ releases the step's task and leaves its promise pending, so that the next run go
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import sqlite3
@@ -19,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import tigerbeetle as tb
 from resonate.error import ConnectorError, PlatformError
 
+from console import note
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
 #: Seconds that a store or server has for its first answer.
@@ -30,29 +31,50 @@ REACH = 5.0
 PATIENCE = 30.0
 
 
+#: Seconds after which a worker, which does not give up, tries what has failed again.
+PAUSE = 0.5
+
+
 class Unavailable(Exception):
     """A store or server cannot be used now. The message is one line: what, why, and the way out."""
 
 
 class Outages:
-    """The first outage of a run, for whoever waits for the run's result."""
+    """The first outage of a run, for whoever waits for the run's result.
+
+    A worker has no result to wait for. It sets `endless`: its steps wait until an outage is over, and one
+    line on stderr says that it began, one that it is over.
+    """
 
     def __init__(self) -> None:
+        self.endless = False
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ongoing: set[str] = set()
 
-    def report(self, outage: Unavailable) -> None:
-        if not self._first.done():
+    def report(self, outage: Unavailable, store: str = "") -> None:
+        if self.endless:
+            if store not in self._ongoing:
+                self._ongoing.add(store)
+                note(f"{outage}; this worker waits for it")
+        elif not self._first.done():
             self._first.set_exception(outage)
             self._first.exception()  # seen: nobody may be waiting
 
-    @contextlib.contextmanager
-    def keep_pending(self) -> Iterator[None]:
-        """Report an outage inside, and let it leave the step's durable promise pending."""
-        try:
-            yield
-        except Unavailable as outage:
-            self.report(outage)
-            raise PlatformError([ConnectorError(outage)]) from outage
+    def over(self, store: str) -> None:
+        if store in self._ongoing:
+            self._ongoing.remove(store)
+            note(f"{store.rstrip(',')}: the outage is over")
+
+    async def keep_pending[T](self, store: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Return the answer. An outage is reported, and leaves the step's durable promise pending."""
+        while True:
+            try:
+                return await request()
+            except Unavailable as outage:
+                self.report(outage, store)
+                if not self.endless:
+                    raise PlatformError([ConnectorError(outage)]) from outage
+            await asyncio.sleep(PAUSE)
 
     async def race[T](self, result: Coroutine[Any, Any, T]) -> T:
         """Return `result`, or raise the `Unavailable` that keeps it from coming."""
@@ -70,7 +92,7 @@ class Outages:
 # -- SQLite ----------------------------------------------------------------
 
 WAYS_OUT = {
-    sqlite3.SQLITE_CANTOPEN: "check that DATA_DIR is a directory that you may write",
+    sqlite3.SQLITE_CANTOPEN: "make DATA_DIR a directory that you may write and run again",
     sqlite3.SQLITE_CORRUPT: "restore it from a backup",
     sqlite3.SQLITE_FULL: "free some disk space and run again",
     sqlite3.SQLITE_NOTADB: "move the file away or choose another DATA_DIR",
@@ -208,17 +230,18 @@ class SystemOfReference:
 
     def __init__(self, database: Database, outages: Outages) -> None:
         self._database = database
+        self._name = str(database.path)
         self._outages = outages
 
     async def read(self, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
         """Return the rows."""
-        with self._outages.keep_pending():
-            return await self._database.read(sql, *parameters)
+        return await self._outages.keep_pending(self._name, lambda: self._database.read(sql, *parameters))
 
     async def write(self, sql: str, *parameters: str) -> int:
         """Return how many rows were written, once they are on disk."""
-        with self._outages.keep_pending():
-            return await self._database.write(sql, *parameters)
+        count = await self._outages.keep_pending(self._name, lambda: self._database.write(sql, *parameters))
+        self._outages.over(self._name)  # a full disk can still be read
+        return count
 
 
 # -- TigerBeetle -----------------------------------------------------------
@@ -290,8 +313,7 @@ class SystemOfRecord:
         return id_ < 2**128 and bool(await self.lookup_accounts([id_]))
 
     async def _pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
-        with self._outages.keep_pending():
-            return await self._ask(request, self._patience)
+        return await self._outages.keep_pending(self._name, lambda: self._ask(request, self._patience))
 
     async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], patience: float) -> T:
         """Make the request until it is answered; every one of them may be made again."""
@@ -299,15 +321,17 @@ class SystemOfRecord:
             # The client waits for its server for ever, and cancelling a request leaks its packet: so the
             # request is a task of its own that nobody cancels, and that ends when the client is closed.
             answer = asyncio.create_task(request(client))
-            await asyncio.wait({answer}, timeout=patience)
-            if not answer.done():
-                answer.add_done_callback(lambda late: late.exception())
-                raise Unavailable(
+            while not (await asyncio.wait({answer}, timeout=patience))[0]:
+                outage = Unavailable(
                     f"{self._name} did not answer within {patience:.0f} s; start it, or correct the settings, "
                     "and run again"
                 )
+                if not self._outages.endless:
+                    answer.add_done_callback(lambda late: late.exception())
+                    raise outage
+                self._outages.report(outage, self._name)
             try:
-                return answer.result()
+                result = answer.result()
             except tb.ClientClosedError:
                 continue
             except tb.ClientEvictedError:
@@ -320,4 +344,7 @@ class SystemOfRecord:
                     f"{self._name} refuses this release of the client ({error}); "
                     "install the release of `tigerbeetle` that its server has"
                 ) from error
+            else:
+                self._outages.over(self._name)
+                return result
         raise Unavailable(f"the connection to {self._name} is being closed; run again to go on")

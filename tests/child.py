@@ -8,15 +8,19 @@ environment:
 - `CRASH`: where to die, one of `POINTS`, such as `after effect 3` (step 3, written but not recorded)
 - `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
 - `GUID`: what step 1 generates, in place of a fresh id
+- `HOLD`: where to wait, for a file `held` beside the witness to be removed
 - `CLOCK_DAYS`: how many days later it is
 - `LEASE`: seconds that a Resonate server gives a dead process, in place of the example's 10
+- `FILE_SIZE`: bytes past which no file may grow, as on a full disk
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
 """
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import os
+import resource
 import signal
 import sys
 import time
@@ -59,17 +63,29 @@ def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
         if where is None:
             return await real(*args, **kwargs)
         passing(f"before {where}")
+        await held(f"before {where}")
         if where.startswith("record"):
             witness(where.removeprefix("record "))
         result = await real(*args, **kwargs)
         passing(f"after {where}")
+        await held(f"after {where}")
         return result
 
     setattr(owner, name, wrapped)
 
 
+async def held(point: str) -> None:
+    """Stay at the point, once, until the test removes the file: the world around it changes."""
+    if os.environ.get("HOLD") == point:
+        del os.environ["HOLD"]
+        file = Path(os.environ["WITNESS"]).with_name("held")
+        file.touch()
+        while file.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def set_limits() -> None:
-    """Set `LEASE` and `PATIENCE` from the environment."""
+    """Set `LEASE`, `PATIENCE` and `FILE_SIZE` from the environment."""
     import server
     import stores
 
@@ -78,6 +94,8 @@ def set_limits() -> None:
     if patience := os.environ.get("PATIENCE"):
         for module in (server, stores):
             module.__dict__["PATIENCE"] = float(patience)
+    if size := os.environ.get("FILE_SIZE"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 
 
 def watch() -> None:

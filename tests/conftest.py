@@ -76,15 +76,23 @@ def server(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Pop
 @contextlib.contextmanager
 def tigerbeetle_server(directory: Path) -> Iterator[str]:
     """Start a replica with an empty ledger in `directory` and yield its address."""
-    file, port = directory / "0_0.tigerbeetle", free_port()
-    identity = ["--cluster=0", "--replica=0", "--replica-count=1"]
-    subprocess.run(
-        ["tigerbeetle", "format", *identity, "--development", file], check=True, capture_output=True
-    )
-    command = ["tigerbeetle", "start", f"--addresses=127.0.0.1:{port}", "--development", str(file)]
-    with server(command, directory / "tigerbeetle.log"):
-        wait_until(lambda: answers(port))
+    format_ledger(directory)
+    with tigerbeetle_replica(directory, port := free_port()):
         yield f"127.0.0.1:{port}"
+
+
+def format_ledger(directory: Path) -> None:
+    identity = ["--cluster=0", "--replica=0", "--replica-count=1", "--development"]
+    command = ["tigerbeetle", "format", *identity, str(directory / "0_0.tigerbeetle")]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def tigerbeetle_replica(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = ["tigerbeetle", "start", f"--addresses=127.0.0.1:{port}", "--development", "0_0.tigerbeetle"]
+    with server(command, directory / "tigerbeetle.log") as process:
+        wait_until(lambda: answers(port))
+        yield process
 
 
 def answers(port: int) -> bool:
@@ -93,8 +101,8 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def resonate_server(directory: Path, port: int) -> Iterator[str]:
-    """Start a Resonate server, its promises in `directory`, and yield its URL."""
+def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Resonate server, its promises in `directory`."""
     url = f"http://127.0.0.1:{port}"
     options = ["--server-bind", "127.0.0.1", "--server-port", str(port), "--server-url", url]
     quick = ["--observability-metrics-port", "0", "--tasks-retry-timeout", "2000"]
@@ -107,9 +115,10 @@ def resonate_server(directory: Path, port: int) -> Iterator[str]:
         except OSError:
             return False
 
-    with server(["resonate", "serve", *options, *quick, *storage], directory / "resonate.log"):
+    command = ["resonate", "serve", *options, *quick, *storage]
+    with server(command, directory / "resonate.log") as process:
         wait_until(ready)
-        yield url
+        yield process
 
 
 @dataclass
@@ -144,27 +153,48 @@ class World:
         clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         return clean | {"PYTHONPATH": str(ROOT)} | self.env
 
-    def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
-        """Run the command to its end, or to its SIGKILL where `crash` says."""
-        witness = self.directory / "witness"
-        witness.write_text("")
-        watched = {"WITNESS": str(witness), "CRASH": crash, "GUID": guid, "CLOCK_DAYS": str(days)}
-        if "RESONATE_URL" in self.env:
-            watched["LEASE"] = "2"
-        command = [sys.executable, "-m", "tests.child", "--", uuid]
-        done = subprocess.run(
-            command,
+    def start(self, uuid: str, **env: str) -> subprocess.Popen[str]:
+        """Start the command, watched: see `child.py` for what `env` may say."""
+        self.witness.write_text("")
+        watched = {"WITNESS": str(self.witness)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.child", "--", uuid],
             env=self.environ() | watched | env,
             cwd=self.directory,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            check=False,
         )
-        assert "Traceback" not in done.stderr, done.stderr
+
+    def finish(self, process: subprocess.Popen[str], seconds: float = 60) -> Run:
+        with process:
+            try:
+                out, err = process.communicate(timeout=seconds)
+            finally:
+                process.kill()
+        assert "Traceback" not in err, err
+        return Run(process.returncode, out, err, self.witness.read_text().split())
+
+    def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
+        """Run the command to its end, or to its SIGKILL where `crash` says."""
+        run = self.finish(self.start(uuid, CRASH=crash, GUID=guid, CLOCK_DAYS=str(days), **env))
         if crash:
-            assert done.returncode == -signal.SIGKILL, done
-        return Run(done.returncode, done.stdout, done.stderr, witness.read_text().split())
+            assert run.status == -signal.SIGKILL, run
+        return run
+
+    @contextlib.contextmanager
+    def held(self, uuid: str, point: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+        """Start the command and hold it at the point; at the end of the block it goes on."""
+        process, file = self.start(uuid, HOLD=point, **env), self.witness.with_name("held")
+        wait_until(file.exists)
+        try:
+            yield process
+        finally:
+            file.unlink()
+
+    @property
+    def witness(self) -> Path:
+        return self.directory / "witness"
 
     # What the stores hold, seen through other clients than the example's.
 
@@ -209,8 +239,7 @@ class World:
             file.unlink()
 
     def lose_ledger(self) -> None:
-        if "tigerbeetle" not in PATH:
-            pytest.skip("a second, empty TigerBeetle is needed: `tigerbeetle` on PATH")
+        needs("tigerbeetle")
         empty = self.directory / "empty"
         empty.mkdir()
         self.env["TB_ADDRESS"] = self.stack.enter_context(tigerbeetle_server(empty))
@@ -251,12 +280,22 @@ class EmbeddedLedgerSync:
 
 class ServerWorld(World):
     def start_resonate(self) -> None:
-        directory = self.directory / uuid.uuid4().hex
-        directory.mkdir()
-        self.env["RESONATE_URL"] = self.stack.enter_context(resonate_server(directory, free_port()))
+        """Start a server without a promise."""
+        self.promises, self.port = self.directory / uuid.uuid4().hex, free_port()
+        self.promises.mkdir()
+        self.env["RESONATE_URL"] = f"http://127.0.0.1:{self.port}"
+        self.restart_resonate()
+
+    def restart_resonate(self) -> None:
+        self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port))
 
     def lose_promises(self) -> None:
         self.start_resonate()
+
+
+def needs(name: str) -> None:
+    if name not in PATH:
+        pytest.skip(f"a real server is missing: put `{name}` on PATH")
 
 
 PATH = {name for name in ("tigerbeetle", "resonate") if shutil.which(name)}
@@ -284,9 +323,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         data["TB_ADDRESS"] = request.getfixturevalue("tb_address")
         if request.param == "tigerbeetle":
             world = World(tmp_path, data)
-        elif "resonate" not in PATH:
-            pytest.skip("a real Resonate server is missing: put `resonate` on PATH")
         else:
+            needs("resonate")
             world = ServerWorld(tmp_path, data)
             world.start_resonate()
     with world.stack:

@@ -10,6 +10,7 @@ SIGKILL. `Oracle` says in plain Python what must come of each; the stores must a
 from __future__ import annotations
 
 import asyncio
+import functools
 import multiprocessing
 import os
 import shutil
@@ -24,6 +25,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -38,13 +40,12 @@ from hypothesis.stateful import (
 )
 
 from console import log_to_stderr
-from console import log_to_stderr
 from create_account import DEADLINE, Panic, connect, create_account, owner
 from settings import Settings
 from stores import Unavailable
 
 from .child import POINTS, STEPS, watch
-from .conftest import EmbeddedWorld, ServerWorld, World
+from .conftest import EmbeddedWorld, ServerWorld, World, needs
 
 # -- One run, in a process of its own --------------------------------------
 
@@ -192,8 +193,24 @@ class Oracle:
 
 # -- Histories -------------------------------------------------------------
 
-#: Histories between two looks at the clock.
-EXAMPLES = 10
+USERS = "abcd"
+
+#: A history with more of it than this is all panics.
+MISCHIEF = 3
+
+
+def mischief(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Let something go wrong, now and then."""
+
+    @precondition(lambda self: self.mischief < MISCHIEF)
+    @rule()
+    @functools.wraps(method)
+    def limited(self: Any) -> None:
+        self.mischief += 1
+        method(self)
+
+    return limited
+
 
 #: How often each outcome came.
 OUTCOMES: Counter[str] = Counter()
@@ -211,14 +228,14 @@ class History(RuleBasedStateMachine):
         self.oracle = Oracle()
         self.backup: dict[str, str] | None = None
         self.planned = str(tb.id())
-        self.days = 0
+        self.days = self.mischief = 0
         self.name = uuid.uuid4().hex[:12]  # the histories share a ledger
 
     def teardown(self) -> None:
         self.world.stack.close()
         shutil.rmtree(self.directory)
 
-    @rule(user=st.sampled_from("ab"), second=st.booleans(), crash=st.sampled_from(["", "", *POINTS[:-1]]))
+    @rule(user=st.sampled_from(USERS), second=st.booleans(), crash=st.sampled_from(["", "", *POINTS[:-1]]))
     def run(self, user: str, second: bool, crash: str, locked: str = "") -> None:  # noqa: FBT001
         uuid = f"{self.name}-{user}"
         promise = f"{'again' if second else 'create'}-account-{uuid}"
@@ -236,7 +253,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.embedded)
     @rule(
-        user=st.sampled_from("ab"), second=st.booleans(), file=st.sampled_from(["accounts.db", "ledger.db"])
+        user=st.sampled_from(USERS), second=st.booleans(), file=st.sampled_from(["accounts.db", "ledger.db"])
     )
     def run_while_a_store_is_locked(self, user: str, second: bool, file: str) -> None:  # noqa: FBT001
         if (self.world.data / file).exists():
@@ -248,12 +265,12 @@ class History(RuleBasedStateMachine):
     def two_days_go_by(self) -> None:
         self.days += 2
 
-    @rule()
+    @mischief
     def the_promises_are_lost(self) -> None:
         self.world.lose_promises()
         self.oracle.promises.clear()
 
-    @rule()
+    @mischief
     def sqlite_is_lost(self) -> None:
         self.world.lose_sqlite()
         self.oracle.rows.clear()
@@ -263,7 +280,7 @@ class History(RuleBasedStateMachine):
         self.backup = dict(self.oracle.rows)
 
     @precondition(lambda self: self.backup is not None)
-    @rule()
+    @mischief
     def sqlite_is_restored(self) -> None:
         assert self.backup is not None
         self.world.sql("DELETE FROM accounts")
@@ -271,14 +288,24 @@ class History(RuleBasedStateMachine):
             self.world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", *row)
         self.oracle.rows = dict(self.backup)
 
-    @rule(user=st.sampled_from(["a", "b", "somebody else"]), planned=st.booleans())
-    def a_foreign_row(self, user: str, planned: bool) -> None:  # noqa: FBT001
-        uuid, guid = f"{self.name}-{user}", self.planned if planned else str(tb.id())
+    @mischief
+    def a_foreign_row(self) -> None:
+        self.insert(f"{self.name}-a", str(tb.id()))
+
+    @mischief
+    def a_foreign_row_with_the_next_guid(self) -> None:
+        self.insert(f"{self.name}-b", self.planned)
+
+    @mischief
+    def somebody_elses_row_with_the_next_guid(self) -> None:
+        self.insert(f"{self.name}-somebody-else", self.planned)
+
+    def insert(self, uuid: str, guid: str) -> None:
         if uuid not in self.oracle.rows and guid not in self.oracle.rows.values():
             self.world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", uuid, guid)
             self.oracle.rows[uuid] = guid
 
-    @rule()
+    @mischief
     def a_foreign_account_under_the_next_guid(self) -> None:
         if self.planned not in self.oracle.accounts:
             account = tb.Account(id=int(self.planned), ledger=2, code=3)
@@ -289,7 +316,7 @@ class History(RuleBasedStateMachine):
     def the_stores_hold_what_they_must(self) -> None:
         rows = dict(self.world.sql("SELECT uuid, guid FROM accounts"))
         assert rows == self.oracle.rows
-        uuids = [f"{self.name}-{user}" for user in "ab"]
+        uuids = [f"{self.name}-{user}" for user in USERS]
         accounts = self.world.all_accounts(uuids) if self.oracle.accounts else {}
         for uuid_, guids in accounts.items():
             assert len(guids) <= 1, "a second account"
@@ -309,8 +336,8 @@ def locked(path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("on", ["embedded", "tigerbeetle", "servers"])
 def test_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
     address = "" if on == "embedded" else request.getfixturevalue("tb_address")
-    if on == "servers" and not shutil.which("resonate"):
-        pytest.skip("a real Resonate server is missing: put `resonate` on PATH")
+    if on == "servers":
+        needs("resonate")
 
     def new_world(directory: Path) -> World:
         kind = {"embedded": EmbeddedWorld, "tigerbeetle": World, "servers": ServerWorld}[on]
@@ -323,7 +350,7 @@ def test_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequ
 
     machine = type("History", (History,), {"new_world": staticmethod(new_world)})
     quickly = settings(
-        max_examples=EXAMPLES,
+        max_examples=10 if on == "embedded" else 3,  # between two looks at the clock
         stateful_step_count=20,
         deadline=None,
         database=None,
