@@ -38,11 +38,17 @@ def note(text: str) -> None:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    """Show the clients' own logging, or keep it out of a normal run."""
+    """Show the clients' own logging, but no token, or keep it out of a normal run."""
     import logging
+
+    def hide_token(record: logging.LogRecord) -> bool:
+        if token := os.environ.get("RESONATE_TOKEN"):
+            record.msg, record.args = record.getMessage().replace(token, "<token>"), ()
+        return True
 
     if verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.root.handlers[0].addFilter(hide_token)
     else:
         logging.disable()
 

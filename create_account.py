@@ -225,7 +225,7 @@ async def run(uuid: str, settings: Settings) -> int:
             note(str(panic))
             return int(Panic.code)
         # Read first, here too: what is shown as an account is one that TigerBeetle holds now.
-        held = await clients.record.lookup_accounts([int(account["guid"])])
+        held = await clients.outages.race(clients.record.lookup_accounts([int(account["guid"])]))
         if [entry.user_data_128 for entry in held] != [owner(uuid)]:
             note(
                 f"PANIC: the workflow created account {account['guid']} for uuid {uuid!r}, and TigerBeetle "

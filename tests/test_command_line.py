@@ -320,3 +320,11 @@ def test_ctrl_c_while_the_resonate_server_does_not_answer(here: World, tb_addres
 
 def test_verbose_shows_what_the_clients_log(here: World) -> None:
     assert "resonate" in command(here, "-v", "u").stderr
+
+
+def test_verbose_shows_no_token(here: World, tb_address: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    secret = {"TB_ADDRESS": tb_address, "RESONATE_URL": url, "RESONATE_TOKEN": "s3cret-t0ken"}
+    done = command(here, "-v", "u", env=secret)
+    assert "http_req" in done.stderr
+    assert "s3cret-t0ken" not in done.stderr

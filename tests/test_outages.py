@@ -111,7 +111,10 @@ def test_tigerbeetle_is_killed_and_comes_back(
     assert ledger_world.accounts(user) == [run.guid]
 
 
-@pytest.mark.parametrize(("point", "left"), [("before create 2", ["2", "3"]), ("before effect 3", ["3"])])
+@pytest.mark.parametrize(
+    ("point", "left"),
+    [("before create 2", ["2", "3"]), ("before effect 3", ["3"]), ("before settle the promise", [])],
+)
 def test_tigerbeetle_is_killed_and_stays_away(
     ledger_world: World, replica: Replica, user: str, point: str, left: list[str]
 ) -> None:
