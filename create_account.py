@@ -75,7 +75,7 @@ class Panic(ResonateError):
 
     def __str__(self) -> str:
         what = f"PANIC: {self.condition} for uuid {self.uuid!r} with guid {self.guid}"
-        return f"{what}: {self.found}. {WHAT_NOW[self.condition]}"
+        return f"{what}: {self.found}. {WHAT_NOW[self.condition]} How to go on: docs/operations.md"
 
 
 WHAT_NOW = {
