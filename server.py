@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import uuid
 from datetime import timedelta
 from http import HTTPStatus
@@ -14,7 +15,7 @@ import msgspec
 from resonate.connections import HttpConnection, SSEConnection
 from resonate.error import ConnectorError, ResonateError
 from resonate.retry import ExponentialBackoff
-from resonate.transport import Response
+from resonate.transport import Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
 from console import note
@@ -67,7 +68,7 @@ class Request(msgspec.Struct):
 
 
 class Requests(HttpConnection):
-    """The SDK's requests, for which three things are added.
+    """The SDK's requests, for which four things are added.
 
     - An end to waiting: the SDK waits for its server for ever. An outage is reported, and waited out.
     - No failure of its own: an error that the SDK does not expect, such as aiohttp's time-out after five
@@ -75,6 +76,8 @@ class Requests(HttpConnection):
     - A task of this process that another one holds, or that was taken from it when its lease ran out, is
       asked for until it is done. The server hands such a task out by itself too, but to a process of its
       choice, and when that one is dead, only much later to the next.
+    - A worker does not hand back what it cannot do, such as a call of a function that there is not: the
+      server would hand it out again at once, and again. Its lease ends first.
     """
 
     def __init__(self, url: str, token: str | None, outages: Outages, messages: Messages) -> None:
@@ -86,15 +89,25 @@ class Requests(HttpConnection):
         self._started: set[str] = set()
         self._held: set[str] = set()
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._leaving = False
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         request = msgspec.json.decode(req, type=Request)
+        if request.kind == "task.acquire" and self._leaving:
+            raise ConnectorError(RuntimeError("this process ends"))
+        if request.kind == "task.release" and self._outages.endless:
+            self._held.discard(request.data["id"])
+            # The SDK releases where it handles what went wrong.
+            why = f"{sys.exception()}; it is left until its lease is over"
+            note(f"{request.data['id']} cannot be done: {why}")
+            raise ConnectorError(RuntimeError(why))
         response = await self._answer(req, headers)
         self._keep_account(request, self._reply(response))
         return response
 
     async def stop(self) -> None:
         """Let running work be handed back, so that the next process need not wait for the lease."""
+        self._leaving = True
         for asking in self._asking.values():
             asking.cancel()
         deadline = asyncio.get_running_loop().time() + HAND_BACK
@@ -123,7 +136,7 @@ class Requests(HttpConnection):
         try:
             reply = msgspec.json.decode(response, type=Response)
         except msgspec.MsgspecError:
-            reply = Response()
+            reply = Response(head=ResponseHead(status=HTTPStatus.BAD_GATEWAY))
         if not reply.kind:
             self._report(f"is none: it answered {response[:60]!r}; correct RESONATE_URL")
         elif reply.head.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -135,22 +148,23 @@ class Requests(HttpConnection):
 
     def _keep_account(self, request: Request, reply: Response) -> None:
         """Know which tasks are this process's, and which of them it holds."""
-        refused = reply.head.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND)
+        done = reply.head.status < HTTPStatus.BAD_REQUEST
         match request.kind:
             case "task.create":
                 task_id = request.data["action"]["data"]["id"]
                 self._started.add(task_id)
-                if refused:
-                    seconds = f"{LEASE.total_seconds():.0f} s"
-                    note(
-                        f"another process is at it: waiting for it, or {seconds} for its lease if it is dead"
-                    )
+                if reply.head.status == HTTPStatus.CONFLICT:
+                    if not self._asking:
+                        seconds = f"{LEASE.total_seconds():.0f} s"
+                        note(
+                            f"another process is at it: waiting for it, or {seconds} for its lease if it is dead"
+                        )
                     self._ask_for(task_id)
-                elif reply.data["task"]["state"] == "acquired":
+                elif done and reply.data["task"]["state"] == "acquired":
                     self._held.add(task_id)
-            case "task.acquire" if not refused:
+            case "task.acquire" if done:
                 self._held.add(request.data["id"])
-            case "task.fulfill" | "task.suspend" if not refused:
+            case "task.fulfill" | "task.suspend" if done:
                 self._held.discard(request.data["id"])
                 self._started.discard(request.data["id"])
             case "task.release":

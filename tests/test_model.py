@@ -69,6 +69,7 @@ async def attempt(promise: str, uuid: str) -> str:
 
 
 def process(answer: Connection, env: dict[str, str], promise: str, uuid: str) -> None:
+    os.environ.clear()
     os.environ.update(env)
     os.chdir(env["DATA_DIR"])
     log_to_stderr(verbose=False)

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from .conftest import World
+from .conftest import World, wait_until
 
 COUNT = 300
 
@@ -36,6 +36,7 @@ def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
     seed = pytestconfig.getoption("seed")
     dice = random.Random(seed)
     end = time.monotonic() + pytestconfig.getoption("seconds")
+    output = world.directory / "output"
     storms = kills = 0
     while not storms or time.monotonic() < end:
         storms += 1
@@ -44,29 +45,27 @@ def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
         guids: dict[str, str] = {}
         done: dict[str, str] = {}
         while True:
-            limits = {"LEASE": "2"}
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.storm", prefix, str(COUNT)],
-                env=world.environ() | limits,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            with process:
-                assert process.stdout is not None
-                process.stdout.readline()
-                try:
-                    out, err = process.communicate(timeout=dice.uniform(0, 0.5 + len(done) / COUNT))
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
-                    out, err = process.communicate()
-            for line in out.split("\n")[:-1]:  # what follows the last newline was cut short
-                uuid, guid = line.split()
-                assert done.setdefault(uuid, guid) == guid, f"{uuid} was {done[uuid]} and is {guid}"
+            with output.open("w") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.storm", prefix, str(COUNT)],
+                    env=world.environ() | {"LEASE": "2"},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            wait_until(lambda: "started\n" in output.read_text())  # noqa: B023
+            try:
+                process.wait(dice.uniform(0, 0.5 + len(done) / COUNT))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            for line in output.read_text().split("\n")[:-1]:  # what follows the last newline was cut short
+                if line.startswith(prefix):
+                    uuid, guid = line.split()
+                    assert done.setdefault(uuid, guid) == guid, f"{uuid} was {done[uuid]} and is {guid}"
             accounts = assert_traceable(world, uuids, guids)
             if process.returncode != -signal.SIGKILL:
-                assert process.returncode == 0, err
+                assert process.returncode == 0, output.read_text()
                 break
         assert accounts == {uuid: [guid] for uuid, guid in done.items()}
         assert set(done) == set(uuids)
