@@ -52,7 +52,7 @@ def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )
-            wait_until(lambda: "started\n" in output.read_text())  # noqa: B023
+            wait_until(lambda: "started\n" in output.read_text())
             try:
                 process.wait(dice.uniform(0, 0.5 + len(done) / COUNT))
             except subprocess.TimeoutExpired:
