@@ -1,0 +1,372 @@
+"""Many accounts from a list: each as a single run makes it, bounded, and gone on with after anything."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from .conftest import EmbeddedWorld, World, wait_until
+
+#: For the memory that a long list takes: `BACKFILL_LINES=100000 pytest tests/test_backfill.py -k memory`.
+LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
+
+#: The command, with the limits that tests/child.py reads from the environment.
+LIMITED = "import console; from tests.child import set_limits; set_limits(); console.main('backfill')"
+COMMAND = [sys.executable, "-c", LIMITED]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> World:
+    return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+
+
+@dataclass
+class Done:
+    status: int
+    shown: list[str]
+    """Lines of stdout: uuid, tab, guid."""
+    err: str
+
+    @property
+    def accounts(self) -> dict[str, str]:
+        return dict(line.split("\t") for line in self.shown)
+
+    def counts(self) -> dict[str, int]:
+        summary = self.err.splitlines()[-1]
+        assert re.search(r"; [\d,]+ accounts/s$", summary)
+        return {name: int(count) for name, count in re.findall(r"(\w+) (\d+)(?=[,;])", summary)}
+
+
+@contextmanager
+def backfill(
+    world: World,
+    *arguments: str,
+    stdin: int | IO[bytes] = subprocess.PIPE,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=world.environ() | {"LEASE": "2", "PATIENCE": "1"},
+        cwd=world.directory,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(world: World, *lines: str | bytes, end: bytes = b"\n") -> Done:
+    """Run it to its end on these lines."""
+    content = b"".join((line if isinstance(line, bytes) else line.encode()) + end for line in lines)
+    with backfill(world) as process:
+        return done(process, *process.communicate(content, timeout=60))
+
+
+def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
+    assert b"Traceback" not in err, err.decode()
+    return Done(process.returncode, out.decode().split("\n")[:-1], err.decode())
+
+
+def names(user: str, count: int) -> list[str]:
+    return [f"{user}-{number}" for number in range(count)]
+
+
+def assert_exist(world: World, accounts: dict[str, str]) -> None:
+    """One row, one account, one guid for each."""
+    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
+    assert {uuid: staged[uuid] for uuid in accounts} == accounts
+    assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
+
+
+def test_each_is_as_a_single_run_makes_it(world: World, user: str) -> None:
+    uuids = names(user, 100)
+    single = world.run(uuids[7])
+    many = run(world, *uuids)
+    assert many.status == 0
+    assert list(many.accounts) == uuids, "in the order of the input"
+    assert many.accounts[uuids[7]] == single.guid
+    assert many.counts() == {"created": 99, "existing": 1, "halted": 0, "invalid": 0}
+    assert_exist(world, many.accounts)
+    again = world.run(uuids[8])
+    assert (again.status, again.guid, again.steps) == (0, many.accounts[uuids[8]], [])
+
+
+def test_a_rerun_of_another_list_finds_the_same_accounts(here: World, user: str) -> None:
+    uuids = names(user, 20)
+    first = run(here, *uuids)
+    other = run(here, *reversed(uuids[5:]), f"{user}-another")
+    assert (other.status, other.counts()["created"]) == (0, 1)
+    assert other.shown[:-1] == list(reversed(first.shown[5:]))
+
+
+def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> None:
+    uuids = names(user, 200)
+    file = world.directory / "uuids"
+    file.write_text("".join(f"{uuid}\n" for uuid in uuids))
+    seen: dict[str, str] = {}
+    for lines in (0, 1, 60, 120):
+        with backfill(world, str(file)) as process:
+            assert process.stdout is not None
+            shown = [process.stdout.readline().decode() for _ in range(lines)]
+            process.send_signal(signal.SIGKILL)
+            shown += process.stdout.read().decode().splitlines(keepends=True)
+        for line in shown:
+            if line.endswith("\n"):  # else it was cut short
+                uuid, guid = line.rstrip("\n").split("\t")
+                assert seen.setdefault(uuid, guid) == guid, "a second guid"
+    with backfill(world, str(file)) as process:
+        last = done(process, *process.communicate(timeout=60))
+    assert last.status == 0
+    assert list(last.accounts) == uuids, "the whole result"
+    assert seen.items() <= last.accounts.items()
+    assert_exist(world, last.accounts)
+
+
+def test_a_panic_halts_its_account_and_not_its_neighbours(world: World, user: str) -> None:
+    uuids = names(user, 10)
+    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", uuids[4])
+    many = run(world, *uuids, "")
+    assert many.status == 98, "which says more than the invalid line does"
+    assert list(many.accounts) == uuids[:4] + uuids[5:]
+    assert many.counts() == {"created": 9, "existing": 0, "halted": 1, "invalid": 1}
+    single = world.run(uuids[4])
+    assert single.status == 98
+    assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "in the words of a single run"
+
+
+def test_an_account_that_the_ledger_has_lost_is_not_shown(here: World, user: str) -> None:
+    lost = run(here, user)
+    here.lose_ledger()
+    many = run(here, user, f"{user}-new")
+    assert (many.status, list(many.accounts)) == (98, [f"{user}-new"])
+    [panic] = [line for line in many.err.splitlines() if line.startswith("PANIC")]
+    assert panic == here.run(user).err.splitlines()[-1]
+    assert lost.accounts[user] in panic
+
+
+INVALID = {
+    "empty": b"",
+    "not UTF-8": b"caf\xe9",
+    "colon": b"a:b",
+    "'\\t'": b"a\tb",
+    "too long": b"x" * 257,
+    "is too long": "🐯".encode() * 300,
+    "the most": b"y" * 500_000,
+}
+
+
+def test_an_invalid_line_is_named_by_number_and_skipped(here: World, user: str) -> None:
+    many = run(here, user, *INVALID.values(), f"{user}-last")
+    assert (many.status, list(many.accounts)) == (2, [user, f"{user}-last"])
+    assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": len(INVALID)}
+    said = [line for line in many.err.splitlines() if line.startswith("line ")]
+    for number, (words, line) in enumerate(zip(INVALID, said, strict=True), start=2):
+        assert line.startswith(f"line {number} is skipped: ")
+        assert words in line or "characters" in line
+
+
+def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(here: World, user: str) -> None:
+    """A byte order mark, CRLF, and a last line without an end."""
+    many = run(here, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
+    assert (many.status, list(many.accounts)) == (0, [user, f"{user}-2"])
+    with backfill(here) as process:
+        last = done(process, *process.communicate(f"{user}\n{user}-2".encode(), timeout=60))
+    assert last.shown == many.shown
+
+
+def test_a_uuid_is_data(here: World) -> None:
+    uuids = ["'; DROP TABLE accounts; --", "\u2028🐯", "-x", " x ", "%s", "x" * 256]
+    many = run(here, *uuids)
+    assert (many.status, list(many.accounts)) == (0, uuids)
+    assert_exist(here, many.accounts)
+
+
+def test_a_uuid_that_comes_twice_has_one_account(world: World, user: str) -> None:
+    uuids = names(user, 100)
+    many = run(world, user, user, *uuids, user)
+    assert many.status == 0
+    assert [line.split("\t")[0] for line in many.shown] == [user, user, *uuids, user]
+    assert len({line for line in many.shown if line.startswith(f"{user}\t")}) == 1
+    assert many.counts() == {"created": 101, "existing": 2, "halted": 0, "invalid": 0}
+    assert_exist(world, many.accounts)
+
+
+def test_each_is_shown_as_it_comes(world: World, user: str) -> None:
+    """Not only when the list ends: it may come from a program that asks for one after the other."""
+    with backfill(world) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            process.stdin.write(f"{user}-{number}\n".encode())
+            process.stdin.flush()
+            assert process.stdout.readline().startswith(f"{user}-{number}\t".encode())
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize("in_flight", ["1", "3"])
+def test_fewer_in_flight(here: World, in_flight: str) -> None:
+    with backfill(here, "--in-flight", in_flight) as process:
+        few = done(process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=60))
+    assert (few.status, list(few.accounts)) == (0, [str(number) for number in range(10)])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(here: World) -> None:
+    file = here.directory / "uuids"
+    file.write_text("".join(f"{number}\n" for number in range(5_000)))
+    with backfill(here, str(file)) as process:
+        head = subprocess.run(["head", "-2"], stdin=process.stdout, capture_output=True, check=True)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(timeout=10)
+    assert len(head.stdout.splitlines()) == 2
+    some = done(process, b"", err)
+    assert (some.status, len(some.err.splitlines())) == (0, 2), "what is embedded, and the summary"
+    assert some.counts()["created"] < 5_000
+
+
+def test_stdout_that_is_full(here: World) -> None:
+    with Path("/dev/full").open("wb") as full, backfill(here, stdout=full) as process:
+        _, err = process.communicate(b"1\n2\n", timeout=10)
+    assert process.returncode == 1
+    assert "stdout cannot be written" in err.decode().splitlines()[-1]
+    assert list(run(here, "1", "2").accounts) == ["1", "2"]
+
+
+@pytest.mark.parametrize("waiting_for", ["a line", "its reader", "an account"])
+def test_ctrl_c(here: World, waiting_for: str) -> None:
+    uuids = [f"{number:0200}" for number in range(3_000)]
+    file = here.directory / "uuids"
+    file.write_text("".join(f"{uuid}\n" for uuid in uuids))
+    arguments = [] if waiting_for == "a line" else [str(file)]
+    with backfill(here, *arguments) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if waiting_for == "a line":
+            process.stdin.write(f"{uuids[0]}\n".encode())
+            process.stdin.flush()
+        process.stdout.readline()
+        if waiting_for == "its reader":
+            wait_until(lambda: pipe_is_full(here))
+        interrupted = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        assert time.monotonic() - interrupted < 1
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    again = run(here, *uuids[:300])
+    assert (again.status, len(again.accounts)) == (0, 300)
+    assert_exist(here, again.accounts)
+
+
+def pipe_is_full(world: World) -> bool:
+    """64 KiB are a bit over 270 lines; what is in flight is done, and waits."""
+    before = len(world.sql("SELECT uuid FROM accounts"))
+    time.sleep(0.2)
+    return 270 < before == len(world.sql("SELECT uuid FROM accounts"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--in-flight", "0"], "from 1 to 64"),
+        (["--in-flight", "65"], "from 1 to 64"),
+        (["--in-flight", "x"], "from 1 to 64"),
+        (["a", "b"], "unrecognized"),
+    ],
+    ids=" ".join,
+)
+def test_usage_is_2(here: World, arguments: list[str], words: str) -> None:
+    with backfill(here, *arguments) as process:
+        wrong = done(process, *process.communicate(timeout=10))
+    assert (wrong.status, wrong.shown) == (2, [])
+    assert words in wrong.err
+
+
+@pytest.mark.parametrize("file", ["missing", "."])
+def test_a_list_that_cannot_be_read(here: World, file: str) -> None:
+    with backfill(here, file) as process:
+        unread = done(process, *process.communicate(timeout=10))
+    assert (unread.status, unread.shown) == (1, [])
+    assert f"'{file}'" in unread.err.splitlines()[-1]
+
+
+def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(here: World, user: str) -> None:
+    """SQLite stays locked for longer than a run waits."""
+    run(here, user)
+    with backfill(here) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"1\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        with locked(here):
+            rest = done(process, *process.communicate(b"2\n3\n", timeout=20))
+    assert (rest.status, rest.shown) == (1, [])
+    assert "accounts.db is locked by another process" in rest.err.splitlines()[-1]
+    assert list(run(here, "1", "2", "3").accounts) == ["1", "2", "3"]
+
+
+@contextmanager
+def locked(world: World) -> Iterator[None]:
+    db = sqlite3.connect(world.data / "accounts.db", isolation_level=None)
+    db.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        db.close()
+
+
+def test_a_progress_bar_where_stderr_is_a_terminal(here: World) -> None:
+    file = here.directory / "uuids"
+    file.write_text("".join(f"{number}\n" for number in range(20)))
+    terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 80))
+    with backfill(here, str(file), stderr=stderr) as process:
+        os.close(stderr)
+        out, _ = process.communicate(timeout=20)
+    drawn = os.read(terminal, 65_536).decode()
+    os.close(terminal)
+    assert len(out.splitlines()) == 20
+    assert "0/20 [" in drawn
+    assert "created 20" in drawn
+
+
+def peak(world: World, lines: int) -> int:
+    """Return the bytes of memory that it takes at most."""
+    file = world.directory / "uuids"
+    with file.open("w") as uuids:
+        for number in range(lines):
+            uuids.write(f"{number}\n" if number % 2 else f"{number}:\n")
+    with (
+        (world.directory / "out").open("wb") as out,
+        backfill(world, str(file), stdout=out, stderr=out) as process,
+    ):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 2
+    return usage.ru_maxrss * 1024
+
+
+def test_memory_does_not_grow_with_the_list(here: World) -> None:
+    few, many = peak(here, LINES // 10), peak(here, LINES)
+    assert many - few < 10 * 2**20
+    assert many < 200 * 2**20

@@ -1,0 +1,423 @@
+"""Workers serve other programs: what one was doing when it died another one finishes, and no outage ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tigerbeetle as tb
+from resonate.error import ResonateError, ResonateTimeoutError
+from resonate.handle import ResonateHandle
+from resonate.resonate import Resonate
+from resonate.types import Value
+
+from create_account import DEADLINE, Panic
+
+from .conftest import (
+    ROOT,
+    ServerWorld,
+    World,
+    format_ledger,
+    free_port,
+    needs,
+    tigerbeetle_replica,
+    wait_until,
+)
+
+TARGET = "poll://any@create-account"
+
+#: The worker, with the limits that tests/child.py reads from the environment.
+LIMITED = (
+    "import console; from tests.child import set_limits; set_limits(); import server, os; "
+    "server.SILENCE = float(os.environ.get('SILENCE', server.SILENCE)); "
+    "server.HAND_BACK = float(os.environ.get('HAND_BACK', server.HAND_BACK)); console.main('worker')"
+)
+
+
+@pytest.fixture
+def servers(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+    needs("resonate")
+    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
+    world.start_resonate()
+    with world.stack:
+        yield world
+
+
+@dataclass
+class Worker:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self, words: str = "") -> list[str]:
+        """Return the lines on stderr that have the words."""
+        return [line for line in self.log.read_text().splitlines() if words in line]
+
+    def end(self, *signals: signal.Signals) -> int:
+        for number in signals:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=10)
+
+    def cpu_seconds(self) -> float:
+        user, system = Path(f"/proc/{self.process.pid}/stat").read_text().split()[13:15]
+        return (int(user) + int(system)) / 100
+
+
+@contextlib.contextmanager
+def worker(world: World, **env: str) -> Iterator[Worker]:
+    """Start a worker and wait until it listens."""
+    log = world.directory / f"worker-{free_port()}.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LIMITED],
+            env=world.environ() | env,
+            cwd=world.directory,
+            stdout=stderr,
+            stderr=stderr,
+        )
+    try:
+        started = Worker(process, log)
+        wait_until(lambda: bool(started.said("serving")))
+        yield started
+    finally:
+        process.kill()
+        process.wait()
+    assert not started.said("Traceback")
+
+
+@contextlib.asynccontextmanager
+async def caller(world: World) -> AsyncIterator[Resonate]:
+    """Another program, which knows the Resonate server and neither of the stores."""
+    resonate = Resonate(url=world.env["RESONATE_URL"], group="another-program", subscription_refresh_secs=1)
+    try:
+        yield resonate
+    finally:
+        await resonate.stop()
+
+
+def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
+    asked = resonate.options(target=TARGET, timeout=DEADLINE)
+    return asked.rpc(f"create-account-{uuid}", "create_account", uuid)
+
+
+async def results(started: list[ResonateHandle[Any]], seconds: float) -> dict[str, str]:
+    async with asyncio.timeout(seconds):
+        accounts = await asyncio.gather(*(promise.result() for promise in started))
+    return {account["uuid"]: account["guid"] for account in accounts}
+
+
+def ask(world: World, uuids: list[str], seconds: float = 15) -> dict[str, str]:
+    async def main() -> dict[str, str]:
+        async with caller(world) as resonate:
+            return await results([start(resonate, uuid) for uuid in uuids], seconds)
+
+    return asyncio.run(main())
+
+
+def assert_exist(world: World, accounts: dict[str, str], uuids: list[str]) -> None:
+    """One row, one account, one guid for each."""
+    assert list(accounts) == uuids
+    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
+    assert {uuid: staged[uuid] for uuid in uuids} == accounts
+    assert world.all_accounts(uuids) == {uuid: [guid] for uuid, guid in accounts.items()}
+
+
+def names(user: str, count: int) -> list[str]:
+    return [f"{user}-{number}" for number in range(count)]
+
+
+# -- Who asks --------------------------------------------------------------
+
+
+def test_a_program_that_has_a_resonate_sdk(servers: ServerWorld, user: str) -> None:
+    with worker(servers):
+        accounts = ask(servers, [user])
+    assert_exist(servers, accounts, [user])
+    assert servers.run(user).guid == accounts[user], "and a single run finds the same"
+
+
+def test_a_shell(servers: ServerWorld, user: str) -> None:
+    """The words of worker.py, the server's address apart."""
+    invoke = ["resonate", "invoke", "-S", servers.env["RESONATE_URL"], f"create-account-{user}"]
+    what = [
+        "--func",
+        "create_account",
+        "--json-args",
+        f'["{user}"]',
+        "--target",
+        TARGET,
+        "--timeout",
+        "36500d",
+    ]
+    with worker(servers):
+        subprocess.run([*invoke, *what], check=True, capture_output=True)
+        run = servers.run(user)
+    assert run.status == 0
+    assert_exist(servers, {user: run.guid}, [user])
+
+
+def test_a_panic_reaches_who_asked(servers: ServerWorld, user: str) -> None:
+    servers.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", user)
+    with worker(servers), pytest.raises(Panic) as panic:
+        ask(servers, [user])
+    single = servers.run(user)
+    assert single.status == 98
+    assert str(panic.value) == single.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [(), ("a", "b"), (5,), (None,)], ids=str)
+def test_wrong_arguments_are_refused_for_good(servers: ServerWorld, user: str, arguments: Any) -> None:
+    async def main() -> None:
+        async with caller(servers) as resonate, asyncio.timeout(15):
+            await resonate.options(target=TARGET).rpc(user, "create_account", *arguments).result()
+
+    with worker(servers) as serving, pytest.raises(ResonateError):
+        asyncio.run(main())
+    assert serving.said() == serving.said("serving") + serving.said("ending")
+
+
+GARBAGE = {
+    "another function": {"func": "nonsense", "args": ["u"], "version": 1},
+    "another version": {"func": "create_account", "args": ["u"], "version": 2},
+    "no call": {"hello": 1},
+    "nothing": None,
+}
+
+
+def test_what_is_no_call_of_it_is_left_alone(servers: ServerWorld, user: str) -> None:
+    """Another worker, of a later release perhaps, may know it: not settled, and not tried in a hot loop."""
+
+    async def main() -> dict[str, str]:
+        async with caller(servers) as resonate:
+            deadline, tags = 10**14, {"resonate:target": TARGET}
+            for name, call in GARBAGE.items():
+                await resonate.promises.create(f"{user}-{name}", deadline, Value(data=call), tags)
+            accounts: dict[str, str] = {}
+            for number in range(4):
+                accounts |= await results([start(resonate, f"{user}-{number}")], 15)
+                await asyncio.sleep(1)  # a hot loop needs its time
+            for name in GARBAGE:
+                assert (await resonate.promises.get(f"{user}-{name}")).state == "pending"
+            return accounts
+
+    with worker(servers, LEASE="2") as serving:
+        assert_exist(servers, asyncio.run(main()), names(user, 4))
+        for name in GARBAGE:
+            assert 1 <= len(serving.said(f"{user}-{name} cannot be done")) <= 4
+        assert serving.cpu_seconds() < 4
+
+
+def test_the_caller_chooses_the_deadline(servers: ServerWorld, user: str) -> None:
+    async def main() -> None:
+        async with caller(servers) as resonate, asyncio.timeout(15):
+            asked = resonate.options(target=TARGET, timeout=timedelta(seconds=1))
+            await asked.rpc(user, "create_account", user).result()
+
+    with pytest.raises(ResonateTimeoutError):  # there is no worker
+        asyncio.run(main())
+    with worker(servers) as serving:
+        assert len(ask(servers, [f"{user}-2"])) == 1
+        assert servers.accounts(user) == []
+        assert serving.said() == serving.said("serving")
+
+
+# -- Which workers there are -----------------------------------------------
+
+
+def some_are_staged(world: World, uuids: list[str]) -> bool:
+    staged = {uuid for (uuid,) in world.sql("SELECT uuid FROM accounts")}
+    return len(staged.intersection(uuids)) > len(uuids) / 10
+
+
+def test_what_a_killed_worker_was_doing_another_one_finishes(servers: ServerWorld, user: str) -> None:
+    uuids = names(user, 300)
+
+    async def main() -> dict[str, str]:
+        async with caller(servers) as resonate:
+            started = [start(resonate, uuid) for uuid in uuids]
+            await asyncio.to_thread(wait_until, lambda: some_are_staged(servers, uuids))
+            killed.end(signal.SIGKILL)
+            return await results(started, 15)
+
+    with worker(servers) as killed, worker(servers):
+        accounts = asyncio.run(main())
+    assert_exist(servers, accounts, uuids)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_what_an_ending_worker_was_doing_it_hands_back(
+    servers: ServerWorld, user: str, number: signal.Signals, status: int
+) -> None:
+    uuids = names(user, 200)
+
+    async def main() -> dict[str, str]:
+        async with caller(servers) as resonate:
+            started = [start(resonate, uuid) for uuid in uuids]
+            await asyncio.to_thread(wait_until, lambda: some_are_staged(servers, uuids))
+            signalled = time.monotonic()
+            assert ending.end(number) == status
+            assert time.monotonic() - signalled < 3
+            return await results(started, 30)
+
+    with worker(servers, LEASE="600") as ending, worker(servers, LEASE="600"):
+        accounts = asyncio.run(main())  # in less than a lease
+    assert_exist(servers, accounts, uuids)
+
+
+def test_without_a_server_there_is_nothing_to_serve(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "worker.py")],
+        env=World(tmp_path).environ(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert "set RESONATE_URL" in line
+
+
+# -- Outages ---------------------------------------------------------------
+
+
+@pytest.fixture
+def replica(servers: ServerWorld) -> Iterator[subprocess.Popen[bytes]]:
+    """A TigerBeetle of the test's own, which can be away."""
+    format_ledger(servers.directory)
+    with tigerbeetle_replica(servers.directory, port := free_port()) as process:
+        servers.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
+        yield process
+
+
+@contextlib.contextmanager
+def paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def locked(world: World) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(world.data / "accounts.db", isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@contextlib.contextmanager
+def full(serving: Worker) -> Iterator[None]:
+    """No file of the worker's grows: what it meets is a disk that cannot be written."""
+    pid, no_limit = serving.process.pid, resource.RLIM_INFINITY
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, no_limit))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (no_limit, no_limit))
+
+
+@pytest.mark.parametrize(
+    ("away", "words"),
+    [
+        ("TigerBeetle", "did not answer within 1 s"),
+        ("SQLite", "accounts.db is locked by another process"),
+        ("the disk", "accounts.db: disk I/O error"),
+        ("Resonate", "did not answer within 1 s"),
+    ],
+)
+def test_an_outage_is_waited_out(
+    servers: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
+) -> None:
+    """However long: a line when it begins, a line when it is over, and nothing is settled or spins meanwhile."""
+    uuids = names(user, 20)
+
+    async def main() -> dict[str, str]:
+        async with caller(servers) as resonate:
+            with outage:
+                started = [start(resonate, uuid) for uuid in uuids if away != "Resonate"]
+                await asyncio.to_thread(wait_until, lambda: bool(serving.said(words)))
+                before = serving.cpu_seconds()
+                await asyncio.sleep(2)
+                assert serving.cpu_seconds() - before < 1
+                assert not any(promise.done() for promise in started)
+            return await results(started or [start(resonate, uuid) for uuid in uuids], 20)
+
+    with worker(servers, PATIENCE="1") as serving:
+        outage = {
+            "TigerBeetle": paused(replica),
+            "SQLite": locked(servers),
+            "the disk": full(serving),
+            "Resonate": paused(servers.resonate),
+        }[away]
+        assert_exist(servers, asyncio.run(main()), uuids)
+        assert len(serving.said()) == 3
+        assert serving.said(words) == serving.said("this worker waits for it")
+        assert serving.said("the outage is over") == serving.said()[2:]
+
+
+def test_a_resonate_server_that_is_started_again(servers: ServerWorld, user: str) -> None:
+    with worker(servers, PATIENCE="1") as serving:
+        servers.resonate.kill()
+        wait_until(lambda: bool(serving.said("did not answer")))
+        servers.restart_resonate()
+        assert_exist(servers, ask(servers, [user]), [user])
+        wait_until(lambda: bool(serving.said("is over")))
+        assert len(serving.said()) == 3
+
+
+def test_a_second_signal_does_not_wait_for_the_hand_back(
+    servers: ServerWorld, replica: subprocess.Popen[bytes], user: str
+) -> None:
+    async def begin() -> None:
+        async with caller(servers) as resonate:
+            await start(resonate, user).id()
+            await asyncio.to_thread(wait_until, lambda: bool(serving.said("did not answer")))
+
+    with worker(servers, PATIENCE="1", HAND_BACK="60", LEASE="2") as serving, paused(replica):
+        asyncio.run(begin())
+        with paused(servers.resonate):
+            serving.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: bool(serving.said("ending")))
+            assert serving.end(signal.SIGTERM) == -signal.SIGTERM
+    with worker(servers):
+        assert list(ask(servers, [user])) == [user]
+
+
+def test_it_still_hears_the_server_after_a_long_silence(servers: ServerWorld, user: str) -> None:
+    def connections() -> int:
+        return (servers.promises / "resonate.log").read_text().count("Poll connection registered")
+
+    with worker(servers, SILENCE="0.2"):
+        before = connections()
+        wait_until(lambda: connections() > before + 3)
+        assert_exist(servers, ask(servers, [user], 5), [user])
+
+
+def test_it_still_hears_tigerbeetle_after_many_newer_clients(servers: ServerWorld, user: str) -> None:
+    """TigerBeetle keeps 64 sessions, those of clients that are gone among them, and evicts the oldest."""
+
+    async def crowd() -> None:
+        address = servers.env["TB_ADDRESS"]
+        for _ in range(2):
+            clients = [tb.ClientAsync(cluster_id=0, replica_addresses=address) for _ in range(35)]
+            await asyncio.gather(*(client.lookup_accounts([1]) for client in clients))
+            await asyncio.gather(*(client.close() for client in clients))
+
+    with worker(servers):
+        assert_exist(servers, ask(servers, [user]), [user])
+        asyncio.run(crowd())
+        uuids = names(user, 50)
+        assert_exist(servers, ask(servers, uuids), uuids)
