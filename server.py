@@ -102,7 +102,13 @@ class Requests(HttpConnection):
             note(f"{request.data['id']} cannot be done: {why}")
             raise ConnectorError(RuntimeError(why))
         response = await self._answer(req, headers)
-        self._keep_account(request, self._reply(response))
+        reply = self._reply(response)
+        if request.kind == "promise.register_listener" and reply.head.status == HTTPStatus.NOT_FOUND:
+            # The SDK takes it for the promise's end, and asks even before the server has made the promise.
+            if request.data["awaited"] in self._started:
+                self._report(f"has lost the promise {request.data['awaited']}; run again")
+            raise ConnectorError(RuntimeError("no such promise"))
+        self._keep_account(request, reply)
         return response
 
     async def stop(self) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -337,15 +338,17 @@ def test_a_server_that_does_not_answer_tells_nothing(world: World, user: str) ->
 def test_ctrl_c_is_130(here: World, user: str) -> None:
     here.run(user)
     command = [sys.executable, str(ROOT / "ops" / "check.py"), user]
-    nowhere = {"TB_ADDRESS": f"127.0.0.1:{free_port()}"}
-    with subprocess.Popen(
-        command, env=here.environ() | nowhere, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        process.stderr.readline()  # which parts are embedded; and then it waits for TigerBeetle
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=2) == 130
-        assert process.stderr.read() == ""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = {"TB_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}
+        with subprocess.Popen(
+            command, env=here.environ() | address, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            with silent.accept()[0]:  # and now it waits for an answer
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=2) == 130
+            [line] = process.stderr.read().splitlines()
+            assert line.startswith("embedded: ")
 
 
 def test_usage(here: World) -> None:
