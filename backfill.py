@@ -26,7 +26,6 @@ import argparse
 import asyncio
 import codecs
 import contextlib
-import io
 import os
 import stat
 import sys
@@ -116,24 +115,27 @@ class Account:
 class Backfill:
     """Reads, creates and shows, with at most `in_flight` accounts in between."""
 
-    def __init__(self, resonate: Resonate, clients: Clients, in_flight: int, halted: IO[str]) -> None:
+    def __init__(
+        self, resonate: Resonate, clients: Clients, in_flight: int, halted: IO[str], bar: tqdm[Any]
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._resonate = resonate
         self._clients = clients
         self._slots = asyncio.Semaphore(in_flight)
         self._halted = halted
+        self._bar = bar
         self._asked: dict[str, asyncio.Task[Account]] = {}
         self._order: asyncio.Queue[asyncio.Task[Account] | None] = asyncio.Queue()
 
-    async def run(self, descriptor: int, bar: tqdm[Any]) -> None:
-        """Raises what `console.show` raises, and `Unavailable`'s companions: see `Outages.race`."""
+    async def run(self, descriptor: int) -> None:
+        """Raises what `console.show` raises. Of outages tells `Outages.race`."""
         reading = asyncio.create_task(self._read(descriptor))
         reading.add_done_callback(lambda _: self._order.put_nowait(None))
         try:
             while (task := await self._order.get()) is not None:
                 await self._show(await task)
                 self._slots.release()
-                bar.update()
+                self._bar.update()
             await reading
         finally:
             for unfinished in (reading, *self._asked.values()):
@@ -149,6 +151,7 @@ class Backfill:
                 self.counts["invalid"] += 1
                 with tqdm.external_write_mode(sys.stderr):
                     note(f"line {number} is skipped: {error}")
+                self._bar.update()
                 continue
             await self._slots.acquire()
             if uuid not in self._asked:
@@ -158,22 +161,21 @@ class Backfill:
     async def _account(self, uuid: str) -> Account:
         existed, promise = await self._promise(uuid)
         try:
-            guid = int((await promise.result())["guid"])
+            guid = (await promise.result())["guid"]
         except Panic as panic:
             return Account(uuid, halted=str(panic))
-        except (ResonateError, LookupError, TypeError, ValueError) as error:
-            # Another program settled it, or its deadline, if it was another program that set it.
+        except (ResonateError, LookupError, TypeError) as error:  # canceled, say, or another program's
             what = f"{type(error).__name__}: {error}"
-            return Account(uuid, halted=f"the durable promise for uuid {uuid!r} holds no account: {what}")
-        # Read first, here too: what is shown as an account is one that TigerBeetle holds now.
-        held = await self._clients.record.lookup_accounts([guid])
-        if [entry.user_data_128 for entry in held] != [owner(uuid)]:
+            return Account(uuid, halted=f"PANIC: promise create-account-{uuid} holds no account: {what}")
+        # Read first, here too: what is shown as an account is the one that TigerBeetle holds now.
+        if (held := await self._clients.record.guids_of(owner(uuid))) != [guid]:
             return Account(
                 uuid,
-                halted=f"PANIC: the workflow created account {guid} for uuid {uuid!r}, and TigerBeetle "
-                "does not hold it for that uuid: the ledger was replaced, or restored from before",
+                halted=f"PANIC: the workflow created account {guid} for uuid {uuid!r}, and TigerBeetle does not "
+                f"hold it for that uuid, but {', '.join(held) or 'none'}: the ledger was replaced, or restored "
+                "from before, or another host has an SQLite of its own. How to go on: docs/operations.md",
             )
-        return Account(uuid, str(guid), existed)
+        return Account(uuid, guid, existed)
 
     async def _promise(self, uuid: str) -> tuple[bool, ResonateHandle[Any]]:
         """Return whether the account's durable promise was settled before, and a handle to it."""
@@ -208,11 +210,12 @@ class Backfill:
 async def backfill(descriptor: int, in_flight: int, settings: Settings) -> int:
     with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as halted:
         async with connect(settings) as (resonate, clients):
-            work = Backfill(resonate, clients, in_flight, halted)
+            seen = sys.stderr is not None and sys.stderr.isatty()
+            bar = tqdm(total=count_lines(descriptor) if seen else None, unit=" accounts", disable=not seen)
+            work = Backfill(resonate, clients, in_flight, halted, bar)
             started = time.monotonic()
-            bar = tqdm(total=count_lines(descriptor), unit=" accounts", disable=None)
             try:
-                await clients.outages.race(work.run(descriptor, bar))
+                await clients.outages.race(work.run(descriptor))
             except OSError as error:
                 if not isinstance(error.__cause__, BrokenPipeError):
                     raise
@@ -235,8 +238,8 @@ def report(counts: Counter[str], halted: IO[str], seconds: float) -> None:
 
 
 def count_lines(descriptor: int) -> int | None:
-    """Return how many lines a file has from here, for the progress bar; None where there is neither."""
-    if not (sys.stderr.isatty() and stat.S_ISREG(os.fstat(descriptor).st_mode)):
+    """Return how many lines a file has, from where it is read; None for what is no file."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
     here = os.lseek(descriptor, 0, os.SEEK_CUR)
     count = 0
@@ -268,8 +271,7 @@ def main() -> int:
     settings = Settings.read(os.environ)
     if settings.stand_ins:
         note(settings.stand_ins)
-    if not isinstance(sys.stdin, io.TextIOWrapper) or not isinstance(sys.stdout, io.TextIOWrapper):
-        raise OSError("stdin or stdout is closed")
-    sys.stdout.reconfigure(encoding="utf-8")  # what is read is UTF-8, whatever the locale
     lines = Path(arguments.file).open("rb") if arguments.file else sys.stdin  # noqa: SIM115
+    if lines is None or sys.stdout is None:
+        raise OSError("stdin or stdout is closed")
     return asyncio.run(backfill(lines.fileno(), arguments.in_flight, settings))

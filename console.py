@@ -5,25 +5,35 @@ It imports next to nothing, so that Ctrl-C is caught from the start.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
+import warnings
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(module: str) -> None:
     """Import `module` and exit with the status that its `main()` returns."""
+    os.umask(0o077)  # promises can carry code: what is written is its owner's alone
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # a uuid is Unicode, whatever the locale
     try:
         status = _status(module)
     except KeyboardInterrupt:
         status = INTERRUPTED
+        sys.unraisablehook = lambda _: None  # what was interrupted half made has nothing more to say
+        warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to interrupt: only Python itself is left to end
     sys.exit(status)
 
 
 def show(text: str) -> None:
     """Write a result to stdout, now. Raises OSError where it cannot be: a full disk, a reader that is gone."""
+    if sys.stdout is None:
+        raise OSError("stdout is closed")
     try:
         print(text, flush=True)  # noqa: T201
     except OSError as error:
@@ -33,8 +43,11 @@ def show(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Tell the operator, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Tell the operator, on stderr: stdout is for results. That nobody can be told stops no account."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # it may quote a foreign row
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def log_to_stderr(*, verbose: bool) -> None:

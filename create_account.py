@@ -45,6 +45,7 @@ from settings import Clients, Settings, check_uuid, open_clients
 from stores import SystemOfRecord, SystemOfReference
 
 if TYPE_CHECKING:
+    # Not at run time: the SDK would decode the workflow's result to its annotation, a Generator.
     from collections.abc import AsyncIterator, Generator
 
     from resonate.context import Context
@@ -79,7 +80,7 @@ class Panic(ResonateError):
 
 
 WHAT_NOW = {
-    "SQLite exists_diff": "Nothing was written; the account exists if TigerBeetle holds it.",
+    "SQLite exists_diff": "Nothing was written; an account exists if TigerBeetle holds the guid that is staged for this uuid.",
     "TigerBeetle exists_diff": "Another writer took the guid; find out whose account it is.",
     "ordering violated": "SQLite was lost, rolled back, or is another host's; do not create a second account.",
 }
@@ -110,11 +111,12 @@ async def sqlite_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     select = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
     insert = "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
+    # Read first. Nothing is committed before it is staged, so an account without a row means that SQLite
+    # was lost or rolled back; staging a fresh guid would make a second account.
+    held = await tigerbeetle.guids_of(owner(uuid))
     rows = await sqlite.read(select, uuid, guid)
     if not rows:
-        # Read first. Nothing is committed before it is staged, so an account that is already there means
-        # that SQLite was lost or rolled back; staging a fresh guid would make a second account.
-        if held := await tigerbeetle.guids_of(owner(uuid)):
+        if held:
             return Outcome(
                 "out_of_order", f"SQLite has no row for it, and TigerBeetle holds {', '.join(held)}"
             )
@@ -174,7 +176,8 @@ def create_account(ctx: Context, uuid: str) -> Generator[Any, Any, dict[str, str
     """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`; raises `Panic`.
 
     A generator, so that it can be read beside the TypeScript original: `yield from ctx.run(f).__await__()`
-    is its `yield* ctx.run(f)`. As an `async def` it would say `await ctx.run(f)`, and nothing else differs.
+    is its `yield* ctx.run(f)`. Its twin is `async def create_account(ctx, uuid) -> dict[str, str]`, without
+    the decorator, and with `await ctx.run(f)`.
     """
     ctx = ctx.options(timeout=DEADLINE)
 
@@ -218,22 +221,30 @@ async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[t
 async def run(uuid: str, settings: Settings) -> int:
     async with connect(settings) as (resonate, clients):
         promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
+        await clients.outages.race(promise.id())  # kept, or an error: a promise that is not has no result
         try:
-            await clients.outages.race(promise.id())  # kept, or an error: a promise that is not has no result
-            account = await clients.outages.race(promise.result())
+            guid = (await clients.outages.race(promise.result()))["guid"]
         except Panic as panic:
             note(str(panic))
             return int(Panic.code)
-        # Read first, here too: what is shown as an account is one that TigerBeetle holds now.
-        held = await clients.outages.race(clients.record.lookup_accounts([int(account["guid"])]))
-        if [entry.user_data_128 for entry in held] != [owner(uuid)]:
-            note(
-                f"PANIC: the workflow created account {account['guid']} for uuid {uuid!r}, and TigerBeetle "
-                "does not hold it for that uuid: the ledger was replaced, or restored from before"
-            )
+        except (ResonateError, LookupError, TypeError) as error:  # canceled, say, or another program's
+            note(f"PANIC: promise create-account-{uuid} holds no account: {type(error).__name__}: {error}")
             return int(Panic.code)
-    show(f"UUID: {account['uuid']}\nGUID: {account['guid']}")
+        # Read first, here too: what is shown as an account is the one that TigerBeetle holds now.
+        held = await clients.outages.race(clients.record.guids_of(owner(uuid)))
+        if held != [guid]:
+            note(not_held(uuid, guid, held))
+            return int(Panic.code)
+    show(f"UUID: {uuid}\nGUID: {guid}")
     return 0
+
+
+def not_held(uuid: str, guid: str, held: list[str]) -> str:
+    return (
+        f"PANIC: the workflow created account {guid} for uuid {uuid!r}, and TigerBeetle does not hold it for "
+        f"that uuid, but {', '.join(held) or 'none'}: the ledger was replaced, or restored from before, or "
+        "another host has an SQLite of its own. How to go on: docs/operations.md"
+    )
 
 
 # -- Command line ----------------------------------------------------------

@@ -103,6 +103,10 @@ class EmbeddedPromises(LocalConnection):
         await self._database.open()
         return self
 
+    async def stop(self) -> None:
+        self._database.hurried = True
+        await super().stop()
+
     async def close(self) -> None:
         await self._database.close()
         if hasattr(self, "_alone"):

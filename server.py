@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 import uuid
 from datetime import timedelta
@@ -13,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import msgspec
 from resonate.connections import HttpConnection, SSEConnection
-from resonate.error import ConnectorError, ResonateError
+from resonate.error import ConnectorError, PlatformError, ResonateError, ServerError
 from resonate.retry import ExponentialBackoff
-from resonate.transport import Response, ResponseHead
+from resonate.transport import ExecuteMsg, Message, Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
 from console import note
 from stores import PATIENCE, REACH, Outages, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 #: The group that accounts are routed to: the SDK's default group also gets other applications' work.
 GROUP = "create-account"
@@ -38,6 +39,9 @@ QUICKLY = ExponentialBackoff(initial=0.1, max_delay=5)
 
 #: Seconds after which a listener that has heard nothing is made anew.
 SILENCE = 60
+
+#: Tasks that wait in a worker until one of those that run is done: a few MB.
+WAITING_MAX = 10_000
 
 #: Seconds that a process which ends has for handing back its work.
 HAND_BACK = 0.6
@@ -82,7 +86,7 @@ class Requests(HttpConnection):
 
     def __init__(self, url: str, token: str | None, outages: Outages, messages: Messages) -> None:
         super().__init__(url=url, auth=token, backoff=QUICKLY)
-        self._name = f"the Resonate server at {self._url}"
+        self._name = f"the Resonate server at {re.sub('//[^/@]*@', '//', self._url)}"  # no password
         self._outages = outages
         self._messages = messages
         self._patience = REACH
@@ -90,16 +94,25 @@ class Requests(HttpConnection):
         self._held: set[str] = set()
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._leaving = False
+        self._gone = asyncio.Event()
+        self._failing_since: float | None = None
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         request = msgspec.json.decode(req, type=Request)
-        if request.kind == "task.acquire" and self._leaving:
-            raise ConnectorError(RuntimeError("this process ends"))
+        if request.kind == "task.acquire":
+            self._messages.waiting.discard(request.data["id"])
+            if self._leaving:
+                raise ConnectorError(RuntimeError("this process ends"))
         if request.kind == "task.release" and self._outages.endless:
             self._held.discard(request.data["id"])
             # The SDK releases where it handles what went wrong.
-            why = f"{sys.exception()}; it is left until its lease is over"
-            note(f"{request.data['id']} cannot be done: {why}")
+            error = sys.exception()
+            why = f"{error}; it is left until its lease is over"
+            cause = error.cause if isinstance(error, PlatformError) else error
+            if not (
+                isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
+            ):  # else another has it
+                note(f"{request.data['id']} cannot be done: {why}")
             raise ConnectorError(RuntimeError(why))
         response = await self._answer(req, headers)
         reply = self._reply(response)
@@ -119,21 +132,28 @@ class Requests(HttpConnection):
         deadline = asyncio.get_running_loop().time() + HAND_BACK
         while self._held and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        self._gone.set()
         await super().stop()
 
     async def _answer(self, req: str, headers: Mapping[str, str] | None) -> str:
-        answer = asyncio.ensure_future(super().send(req, dict(headers or {})))
+        answer: asyncio.Future[Any] = asyncio.ensure_future(super().send(req, dict(headers or {})))
+        gone: asyncio.Future[Any] = asyncio.ensure_future(self._gone.wait())
+        either = {answer, gone}
         try:
-            done, _ = await asyncio.wait({answer}, timeout=self._patience)
+            done, _ = await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 self._report(f"did not answer within {self._patience:.0f} s; start it and run again")
-            response = await answer
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ConnectorError(RuntimeError("this process ends"))
+            response: str = answer.result()
         except ResonateError:
             raise
         except Exception as error:
             raise ConnectorError(error) from error
         finally:
             answer.cancel()
+            gone.cancel()
         self._patience = PATIENCE
         self._outages.over(self._name)
         return response
@@ -147,7 +167,18 @@ class Requests(HttpConnection):
             self._report(f"is none: it answered {response[:60]!r}; correct RESONATE_URL")
         elif reply.head.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             self._report("refuses the token; correct RESONATE_TOKEN")
+        self._watch_for_failure(reply.head.status)
         return reply
+
+    def _watch_for_failure(self, status: int) -> None:
+        """Report a server that answers, for as long as patience lasts, with its own failures alone."""
+        now = asyncio.get_running_loop().time()
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since > PATIENCE:
+            self._report(f"fails (status {status}); see to it and run again")
 
     def _report(self, what: str) -> None:
         self._outages.report(Unavailable(f"{self._name} {what}"), self._name)
@@ -193,23 +224,43 @@ class Requests(HttpConnection):
             while task_id not in self._held:
                 await asyncio.sleep(ASK_AGAIN)
                 reply = self._reply(await self._answer(msgspec.json.encode(request).decode(), None))
-                if reply.head.status != HTTPStatus.OK or reply.data["task"]["state"] == "fulfilled":
+                if reply.head.status == HTTPStatus.NOT_FOUND:
                     break
-                if reply.data["task"]["state"] == "pending":
+                state = reply.data["task"]["state"] if reply.head.status == HTTPStatus.OK else "unknown"
+                if state == "fulfilled":
+                    break
+                if state == "pending":
                     self._messages.deliver(
                         {"task": {"id": task_id, "version": reply.data["task"]["version"]}}
                     )
 
 
 class Messages(SSEConnection):
-    """The SDK's listener, without aiohttp's limit of five minutes for a response.
+    """The SDK's listener, without aiohttp's limit of five minutes for a response, and with one for its queue.
 
     The SDK does not expect the `TimeoutError` that ends such a response, and hears nothing from then on.
     A silent connection is made anew instead, which the SDK does expect.
+
+    The SDK keeps in memory whatever work it is told of, and the server tells again and again of what nobody
+    has begun. Here a task waits once, and where many wait the next is left to the server.
     """
 
     def __init__(self, url: str, token: str | None, pid: str, group: str) -> None:
         super().__init__(url=url, pid=pid, group=group, auth=token, backoff=QUICKLY)
+        self.waiting: set[str] = set()
+
+    def recv(self, callback: Callable[[str], None]) -> None:
+        def receive(raw: str) -> None:
+            message = None
+            with contextlib.suppress(msgspec.MsgspecError):  # the SDK's to drop
+                message = msgspec.json.decode(raw, type=Message)
+            if isinstance(message, ExecuteMsg):
+                if message.task_id in self.waiting or len(self.waiting) >= WAITING_MAX:
+                    return
+                self.waiting.add(message.task_id)
+            callback(raw)
+
+        super().recv(receive)
 
     def deliver(self, data: dict[str, Any]) -> None:
         """Pass on work as if the server had pushed it."""

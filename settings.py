@@ -23,7 +23,7 @@ import tigerbeetle as tb
 
 from embedded import EmbeddedLedger, EmbeddedPromises
 from server import GROUP, server
-from stores import Database, Outages, SystemOfRecord, SystemOfReference, Unavailable
+from stores import DIGITS, Database, Outages, SystemOfRecord, SystemOfReference, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -46,7 +46,9 @@ class Settings:
         """Read the variables above. Raises `Unavailable` where they cannot mean anything."""
         address = env.get("TB_ADDRESS") or None
         cluster = env.get("TB_CLUSTER_ID") or "0"
-        if not (cluster.isascii() and cluster.isdecimal() and int(cluster) < 2**128):
+        if not (
+            cluster.isascii() and cluster.isdecimal() and len(cluster) <= DIGITS and int(cluster) < 2**128
+        ):
             raise Unavailable(
                 f"TB_CLUSTER_ID={cluster!r} is no cluster id: set it to a number from 0 to 2^128 - 1"
             )
@@ -59,9 +61,14 @@ class Settings:
                 "a Resonate server is set but no TB_ADDRESS, and a shared engine must not drive a private ledger: "
                 "set TB_ADDRESS, or unset RESONATE_URL and RESONATE_HOST"
             )
+        token = env.get("RESONATE_TOKEN") or None
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise Unavailable(
+                "RESONATE_TOKEN has a character that no token has, perhaps a newline: correct it"
+            )
         default = Path("data") / ("embedded" if address is None else f"cluster-{int(cluster)}")
         data_dir = Path(env["DATA_DIR"]) if env.get("DATA_DIR") else default
-        return cls(address, int(cluster), url, env.get("RESONATE_TOKEN") or None, data_dir)
+        return cls(address, int(cluster), url, token, data_dir)
 
     @property
     def stand_ins(self) -> str | None:
@@ -106,13 +113,13 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
             promises = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
         database = Database(settings.data_dir / "accounts.db", SystemOfReference.SCHEMA)
         stack.push_async_callback(database.close)
-        record = _record(settings, outages)
+        record = open_record(settings, outages)
         stack.push_async_callback(record.close)
         await asyncio.gather(database.open(), record.open())
         yield Clients(SystemOfReference(database, outages), record, promises, outages, database)
 
 
-def _record(settings: Settings, outages: Outages) -> SystemOfRecord:
+def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:
     address, cluster = settings.tb_address, settings.tb_cluster_id
     if address is None:
         return SystemOfRecord(EmbeddedLedger(settings.data_dir).open, "the embedded ledger", outages)

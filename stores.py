@@ -125,6 +125,7 @@ class Database:
         self._pump: asyncio.Task[None] | None = None
         self._db: sqlite3.Connection | None = None
         self._closed = False
+        self.hurried = False  # a lock is not waited for any more
 
     async def open(self) -> Self:
         """Create the file where there is none, readable by its owner alone, and open it."""
@@ -216,7 +217,7 @@ class Database:
                 if primary not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     way_out = WAYS_OUT.get(primary, "see to the file and run again")
                     raise Unavailable(f"cannot use {self.path}: {error}; {way_out}") from error
-                if loop.time() > give_up or self._closed:
+                if loop.time() > give_up or self._closed or self.hurried:
                     raise Unavailable(
                         f"{self.path} is locked by another process; end that process and run again"
                     ) from error
@@ -307,9 +308,10 @@ class SystemOfRecord:
         """Return the ids of the accounts with this `user_data_128`, as decimal digits: none, or one."""
         return [str(account.id) for account in await self.query_accounts(owned_by(owner))]
 
-    async def holds(self, guid: str) -> bool:
-        """Return whether there is an account under the id; text that is no id is the id of none."""
-        id_ = int(guid) if guid.isdecimal() and len(guid) <= DIGITS else 0
+    async def holds(self, guid: object) -> bool:
+        """Return whether there is an account under the id; what is no id, in a foreign row, is that of none."""
+        guid = str(guid)
+        id_ = int(guid) if guid.isascii() and guid.isdecimal() and len(guid) <= DIGITS else 0
         return id_ < 2**128 and bool(await self.lookup_accounts([id_]))
 
     async def _pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:

@@ -48,8 +48,7 @@ from console import log_to_stderr, note, show
 from create_account import owner
 from embedded import EmbeddedLedger
 from server import server
-from settings import Settings, check_uuid
-from settings import _record as open_record
+from settings import Settings, check_uuid, open_record
 from stores import DIGITS, WAYS_OUT, Database, Outages, SystemOfRecord, Unavailable, owned_by
 
 if TYPE_CHECKING:

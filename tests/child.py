@@ -110,6 +110,10 @@ def watch() -> None:
     import stores
 
     set_limits()
+    for variable in ("CRASH", "HOLD"):
+        if os.environ.get(variable, "") not in ("", *POINTS):
+            sys.exit(f"{variable} is none of: {', '.join(POINTS)}")
+
     real_id = tb.id
 
     def generate() -> int:
