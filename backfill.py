@@ -41,7 +41,7 @@ from resonate.error import ResonateError, ServerError
 from tqdm import tqdm
 
 from console import log_to_stderr, note, show
-from create_account import DEADLINE, Panic, connect, create_account, owner
+from create_account import DEADLINE, Panic, connect, create_account, not_held, owner
 from settings import UUID_MAX, Clients, Settings, check_uuid
 
 if TYPE_CHECKING:
@@ -168,13 +168,9 @@ class Backfill:
             what = f"{type(error).__name__}: {error}"
             return Account(uuid, halted=f"PANIC: promise create-account-{uuid} holds no account: {what}")
         # Read first, here too: what is shown as an account is the one that TigerBeetle holds now.
-        if (held := await self._clients.record.guids_of(owner(uuid))) != [guid]:
-            return Account(
-                uuid,
-                halted=f"PANIC: the workflow created account {guid} for uuid {uuid!r}, and TigerBeetle does not "
-                f"hold it for that uuid, but {', '.join(held) or 'none'}: the ledger was replaced, or restored "
-                "from before, or another host has an SQLite of its own. How to go on: docs/operations.md",
-            )
+        held = await self._clients.record.guids_of(owner(uuid))
+        if held != [guid]:
+            return Account(uuid, halted=not_held(uuid, guid, held))
         return Account(uuid, guid, existed)
 
     async def _promise(self, uuid: str) -> tuple[bool, ResonateHandle[Any]]:
