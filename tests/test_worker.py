@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
 import signal
 import sqlite3
@@ -421,3 +422,16 @@ def test_it_still_hears_tigerbeetle_after_many_newer_clients(servers: ServerWorl
         asyncio.run(crowd())
         uuids = names(user, 50)
         assert_exist(servers, ask(servers, uuids), uuids)
+
+
+def test_a_promise_that_is_asked_for_before_the_server_has_made_it(servers: ServerWorld, user: str) -> None:
+    """The request to make it waits, for a server that is started again, say; the SDK asks every few seconds."""
+    log = servers.promises / "resonate.log"
+
+    def asked_in_vain() -> bool:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
+        return bool(re.search(r"rejected kind=promise.register_listener .*status=404", plain))
+
+    with servers.held(user, "before create the promise") as process:
+        wait_until(asked_in_vain)
+    assert servers.finish(process).status == 0
