@@ -72,9 +72,11 @@ class Request(msgspec.Struct):
 
 
 class Requests(HttpConnection):
-    """The SDK's requests, for which four things are added.
+    """The SDK's requests, for which five things are added.
 
     - An end to waiting: the SDK waits for its server for ever. An outage is reported, and waited out.
+    - A request that the server itself fails at, say because its database is locked, is made again: the SDK
+      would give up the account. All requests may be made twice.
     - No failure of its own: an error that the SDK does not expect, such as aiohttp's time-out after five
       minutes, would settle the durable promise; as a `ConnectorError` it leaves it pending.
     - A task of this process that another one holds, or that was taken from it when its lease ran out, is
@@ -114,8 +116,12 @@ class Requests(HttpConnection):
             ):  # else another has it
                 note(f"{request.data['id']} cannot be done: {why}")
             raise ConnectorError(RuntimeError(why))
-        response = await self._answer(req, headers)
-        reply = self._reply(response)
+        while True:
+            response = await self._answer(req, headers)
+            reply = self._reply(response)
+            if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                break
+            await self._pause()
         if request.kind == "promise.register_listener" and reply.head.status == HTTPStatus.NOT_FOUND:
             # The SDK takes it for the promise's end, and asks even before the server has made the promise.
             if request.data["awaited"] in self._started:
@@ -155,8 +161,11 @@ class Requests(HttpConnection):
             answer.cancel()
             gone.cancel()
         self._patience = PATIENCE
-        self._outages.over(self._name)
         return response
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), ASK_AGAIN)
 
     def _reply(self, response: str) -> Response:
         try:
@@ -175,6 +184,7 @@ class Requests(HttpConnection):
         now = asyncio.get_running_loop().time()
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             self._failing_since = None
+            self._outages.over(self._name)
         elif self._failing_since is None:
             self._failing_since = now
         elif now - self._failing_since > PATIENCE:

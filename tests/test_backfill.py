@@ -19,10 +19,11 @@ from typing import IO
 
 import pytest
 
-from .conftest import EmbeddedWorld, World, wait_until
+from .conftest import EmbeddedWorld, ServerWorld, World, wait_until
 
-#: For the memory that a long list takes: `BACKFILL_LINES=100000 pytest tests/test_backfill.py -k memory`.
+#: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
+KILLS = int(os.environ.get("BACKFILL_KILLS", "0"))
 
 #: The command, with the limits that tests/child.py reads from the environment.
 LIMITED = "import console; from tests.child import set_limits; set_limits(); console.main('backfill')"
@@ -58,10 +59,11 @@ def backfill(
     stdin: int | IO[bytes] = subprocess.PIPE,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
+    **env: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
         [*COMMAND, *arguments],
-        env=world.environ() | {"LEASE": "2", "PATIENCE": "1"},
+        env=world.environ() | {"LEASE": "2", "PATIENCE": "1"} | env,
         cwd=world.directory,
         stdin=stdin,
         stdout=stdout,
@@ -118,11 +120,11 @@ def test_a_rerun_of_another_list_finds_the_same_accounts(here: World, user: str)
 
 
 def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> None:
-    uuids = names(user, 200)
+    uuids = names(user, LINES if KILLS else 200)
     file = world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
     seen: dict[str, str] = {}
-    for lines in (0, 1, 60, 120):
+    for lines in [LINES * kill // KILLS for kill in range(KILLS)] or (0, 1, 60, 120):
         with backfill(world, str(file)) as process:
             assert process.stdout is not None
             shown = [process.stdout.readline().decode() for _ in range(lines)]
@@ -133,7 +135,7 @@ def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> No
                 uuid, guid = line.rstrip("\n").split("\t")
                 assert seen.setdefault(uuid, guid) == guid, "a second guid"
     with backfill(world, str(file)) as process:
-        last = done(process, *process.communicate(timeout=60))
+        last = done(process, *process.communicate(timeout=60 + len(uuids) / 10))
     assert last.status == 0
     assert list(last.accounts) == uuids, "the whole result"
     assert seen.items() <= last.accounts.items()
@@ -318,16 +320,33 @@ def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(here: World, user: st
         process.stdin.write(b"1\n")
         process.stdin.flush()
         process.stdout.readline()
-        with locked(here):
+        with locked(here.data / "accounts.db"):
             rest = done(process, *process.communicate(b"2\n3\n", timeout=20))
     assert (rest.status, rest.shown) == (1, [])
     assert "accounts.db is locked by another process" in rest.err.splitlines()[-1]
     assert list(run(here, "1", "2", "3").accounts) == ["1", "2", "3"]
 
 
+def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) -> None:
+    """Its database is locked, and it answers with its own failure: no account is given up."""
+    if not isinstance(world, ServerWorld):
+        pytest.skip("only a Resonate server answers so")
+    uuids = names(user, 100)
+    log = world.promises / "resonate.log"
+    with backfill(world, PATIENCE="30") as process:
+        with locked(world.promises / "resonate.db"):
+            assert process.stdin is not None
+            process.stdin.write("".join(f"{uuid}\n" for uuid in uuids).encode())
+            process.stdin.flush()
+            wait_until(lambda: b"failed with internal error" in log.read_bytes())
+        many = done(process, *process.communicate(timeout=60))
+    assert (many.status, list(many.accounts)) == (0, uuids)
+    assert_exist(world, many.accounts)
+
+
 @contextmanager
-def locked(world: World) -> Iterator[None]:
-    db = sqlite3.connect(world.data / "accounts.db", isolation_level=None)
+def locked(file: Path) -> Iterator[None]:
+    db = sqlite3.connect(file, isolation_level=None)
     db.execute("BEGIN EXCLUSIVE")
     try:
         yield
