@@ -62,6 +62,10 @@ type Verdict = Literal["exists", "staged", "unreferenced", "absent", "conflict"]
 # -- Reading ---------------------------------------------------------------
 
 
+#: Bytes of a -wal file before its first transaction. SQLite cannot read one that ends there.
+WAL_HEADER = 32
+
+
 class ReadOnly(Database):
     """An SQLite file that another process may be writing: read as of its newest commit, and left as it is."""
 
@@ -107,7 +111,7 @@ class ReadOnly(Database):
                 f"{self.path} is not there, and a store that is lost is not an empty one: correct DATA_DIR, or "
                 "restore the file, unless no account was ever asked for here"
             ) from error
-        if self._size("-wal") or self._size("-journal"):
+        if self._size("-wal") > WAL_HEADER or self._size("-journal"):
             return "mode=ro&readonly_shm=1" if self._size("-shm") else "mode=ro", None
         return "immutable=1", (file.st_ino, file.st_size, file.st_mtime_ns)
 

@@ -277,6 +277,21 @@ def test_looking_changes_nothing(world: World, user: str, crash: str) -> None:
     assert files() == before
 
 
+def test_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: str) -> None:
+    """Its -wal file ends with the header: SQLite itself gives up there, with "locking protocol"."""
+    world.run(user)
+    file = world.data / "accounts.db"
+    wal, index = (file.with_name(f"{file.name}-{end}") for end in ("wal", "shm"))
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("SELECT uuid FROM accounts").fetchall()
+        index_before = index.read_bytes()
+        db.execute("PRAGMA user_version = 1")
+        header = wal.read_bytes()[:32]
+    wal.write_bytes(header)
+    index.write_bytes(index_before)
+    assert_verdict(world, user, EXISTS, "exists")
+
+
 def test_check_while_a_run_is_in_progress(world: World, user: str) -> None:
     for point, status in (
         ("before effect 2", ABSENT),
