@@ -16,8 +16,6 @@ settings.py lists the variables that name a TigerBeetle cluster and a Resonate s
 Exit status: 0 created, now or before; 1 a store or server cannot be used; 2 usage; 98 a panic; 130 Ctrl-C.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     # Run as `create_account`, not as `__main__`: a Panic is stored under its module's name, and another
     # process finds it by that name. Before the imports, so that Ctrl-C during them is no traceback either.
@@ -31,11 +29,13 @@ import contextlib
 import hashlib
 import os
 import types
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import tigerbeetle as tb
+from resonate.context import Context
 from resonate.error import ResonateError
 from resonate.resonate import Resonate
 from resonate.retry import Never
@@ -45,10 +45,9 @@ from settings import Clients, Settings, check_uuid, open_clients
 from stores import SystemOfRecord, SystemOfReference
 
 if TYPE_CHECKING:
-    # Not at run time: the SDK would decode the workflow's result to its annotation, a Generator.
-    from collections.abc import AsyncIterator, Generator
-
-    from resonate.context import Context
+    # Not at run time: the SDK would decode the workflow's result to its annotation, a Generator. All others
+    # are no text (`from __future__ import annotations`): the SDK would evaluate it anew for every step.
+    from collections.abc import Generator
 
 # -- Outcomes --------------------------------------------------------------
 
@@ -114,17 +113,13 @@ async def sqlite_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     # Read first. Nothing is committed before it is staged, so an account without a row means that SQLite
     # was lost or rolled back; staging a fresh guid would make a second account.
     held = await tigerbeetle.guids_of(owner(uuid))
+    if not held and await sqlite.write(insert, uuid, guid):
+        return Outcome("created")
     rows = await sqlite.read(select, uuid, guid)
-    if not rows:
-        if held:
-            return Outcome(
-                "out_of_order", f"SQLite has no row for it, and TigerBeetle holds {', '.join(held)}"
-            )
-        if await sqlite.write(insert, uuid, guid):
-            return Outcome("created")
-        rows = await sqlite.read(select, uuid, guid)
     if rows == [(uuid, guid)]:
         return Outcome("exists_same")
+    if not rows:
+        return Outcome("out_of_order", f"SQLite has no row for it, and TigerBeetle holds {', '.join(held)}")
     found = [
         f"uuid {u!r} with guid {g}, which TigerBeetle {'holds' if await tigerbeetle.holds(g) else 'does not hold'}"
         for u, g in rows
@@ -172,7 +167,7 @@ DEADLINE = timedelta(days=36_500)
 
 
 @types.coroutine
-def create_account(ctx: Context, uuid: str) -> Generator[Any, Any, dict[str, str]]:
+def create_account(ctx: Context, uuid: str) -> "Generator[Any, Any, dict[str, str]]":
     """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`; raises `Panic`.
 
     A generator, so that it can be read beside the TypeScript original: `yield from ctx.run(f).__await__()`
