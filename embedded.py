@@ -39,7 +39,6 @@ from stores import REACH, Database, Outages, Unavailable, open_private
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 # -- Durable promises ------------------------------------------------------
@@ -84,7 +83,10 @@ class _Origin:
 
 
 class EmbeddedPromises(LocalConnection):
-    """The SDK's `LocalConnection`, each of whose answers is on disk before it is given.
+    """The SDK's `LocalConnection`, durable: a result is on disk before it is told.
+
+    So is a promise that is created by itself. What a task has only begun, such as a step without a result,
+    is written with the next result: who comes after a crash begins it again.
 
     A top-level promise and its steps are one row, read when it is asked for and forgotten when it is
     settled, so neither the start nor an account gets slower with how many came before.
@@ -117,9 +119,18 @@ class EmbeddedPromises(LocalConnection):
         request = unwrap_request_envelope(msgspec.json.decode(req))
         if request["kind"].startswith("schedule."):
             raise ServerError(501, "the embedded engine keeps no schedules; start a Resonate server")
-        async with self._origin((headers or {})[ORIGIN_HEADER]) as origin:
+        name = (headers or {})[ORIGIN_HEADER]
+        origin = await self._enter(name)
+        try:
             response = origin.state.apply(self._clock(), request)
-            await self._save((headers or {})[ORIGIN_HEADER], origin)
+            if request["kind"] == "task.fence":
+                response[
+                    "preload"
+                ] = []  # the task's other steps: it has just run them, or got them at its start
+            if origin.state.outgoing or not _is_begun(request, response):
+                await self._save(name, origin)
+        finally:
+            self._leave(name, origin)
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
     async def _tick_loop(self) -> None:
@@ -127,32 +138,36 @@ class EmbeddedPromises(LocalConnection):
             while True:
                 for name in list(self._origins):
                     with contextlib.suppress(ConnectorError):  # reported; the next tick does it again
-                        async with self._origin(name) as origin:
+                        origin = await self._enter(name)
+                        try:
+                            before = origin.snapshot()
                             origin.state.tick(self._clock())
-                            await self._save(name, origin)
+                            if origin.snapshot() != before:
+                                await self._save(name, origin)
+                        finally:
+                            self._leave(name, origin)
                 await self._sleeper(self._tick_interval)
 
-    @contextlib.asynccontextmanager
-    async def _origin(self, name: str) -> AsyncIterator[_Origin]:
+    async def _enter(self, name: str) -> _Origin:
         while True:
             if name not in self._origins:
                 self._origins[name] = asyncio.ensure_future(self._load(name))
             loading = self._origins[name]
             try:
-                origin = await asyncio.shield(loading)
+                origin = loading.result() if loading.done() else await asyncio.shield(loading)
             except Unavailable as outage:
                 self._origins.pop(name, None)
                 self._outages.report(outage)
                 raise ConnectorError(outage) from outage
             if self._origins.get(name) is loading:
-                break  # else it was forgotten while this one waited: two copies would overwrite each other
-        origin.users += 1
-        try:
-            yield origin
-        finally:
-            origin.users -= 1
-            if origin.users == 0 and origin.finished:
-                self._origins.pop(name, None)
+                origin.users += 1
+                return origin
+            # It was forgotten while this one waited: two copies would overwrite each other.
+
+    def _leave(self, name: str, origin: _Origin) -> None:
+        origin.users -= 1
+        if origin.users == 0 and origin.finished:
+            self._origins.pop(name, None)
 
     async def _load(self, name: str) -> _Origin:
         rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
@@ -171,6 +186,13 @@ class EmbeddedPromises(LocalConnection):
                 raise ConnectorError(outage) from outage
             origin.saved = snapshot
         self._dispatch_messages(outgoing)
+
+
+def _is_begun(request: dict[str, Any], response: dict[str, Any]) -> bool:
+    """Whether the answer tells of no result, and would be the same again."""
+    answer = response["action"]["data"] if "action" in response else response
+    promise = answer.get("promise")
+    return request["kind"] != "promise.create" and promise is not None and promise["state"] == "pending"
 
 
 async def _lock(path: Path) -> int:

@@ -110,10 +110,11 @@ def open_private(path: Path) -> int:
 
 
 class Database:
-    """One SQLite file, used by one thread, so that neither a lock nor the disk stops the event loop.
+    """One SQLite file, of which neither a lock nor a sync to disk stops the event loop.
 
-    Whatever was asked for while the thread was busy shares the next transaction, and so its sync to disk
+    Whatever was asked for while a transaction was being committed shares the next one, and so its sync
     (`synchronous=FULL`: what has been answered survives a power cut). An answer comes after the commit.
+    Statements take microseconds, less than handing them to another thread; the commit is another thread's.
     """
 
     def __init__(self, path: Path, schema: str, patience: float | None = None) -> None:
@@ -129,7 +130,7 @@ class Database:
 
     async def open(self) -> Self:
         """Create the file where there is none, readable by its owner alone, and open it."""
-        await self._patiently(self._connect, REACH)
+        await self._patiently(functools.partial(self._on_thread, self._connect), REACH)
         return self
 
     async def close(self) -> None:
@@ -138,7 +139,7 @@ class Database:
         if self._pump is not None:
             await self._pump
         if self._db is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
+            await self._on_thread(self._db.close)
             self._db = None
         self._thread.shutdown()
 
@@ -181,7 +182,7 @@ class Database:
     def _connect(self) -> None:
         os.close(open_private(self.path))
         # isolation_level=None: transactions begin where this class says so, not where sqlite3 guesses.
-        db = sqlite3.connect(self.path, timeout=0.1, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
@@ -191,27 +192,34 @@ class Database:
             raise
         self._db = db
 
-    def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], bool, Any]]) -> list[Any]:
+    async def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], bool, Any]]) -> list[Any]:
         db = self._db
         if db is None:
             raise Unavailable(f"{self.path} is closed; run again to go on")
-        db.execute("BEGIN IMMEDIATE" if any(writes for _, writes, _ in batch) else "BEGIN")
+        writes = any(writes for _, writes, _ in batch)
+        db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
             results = [work(db) for work, _, _ in batch]
-            db.execute("COMMIT")
-        except BaseException:
+            if writes:
+                await self._on_thread(functools.partial(db.execute, "COMMIT"))
+            else:
+                db.execute("COMMIT")
+        except Exception:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
         return results
 
-    async def _patiently[T](self, attempt: Callable[[], T], patience: float) -> T:
-        """Run `attempt` on the thread; while another process has the file locked, try again."""
+    async def _on_thread[T](self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _patiently[T](self, attempt: Callable[[], Awaitable[T]], patience: float) -> T:
+        """Make the attempt; while another process has the file locked, make it again."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         while True:
             try:
-                return await loop.run_in_executor(self._thread, attempt)
+                return await attempt()
             except sqlite3.Error as error:
                 primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if primary not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -221,7 +229,7 @@ class Database:
                     raise Unavailable(
                         f"{self.path} is locked by another process; end that process and run again"
                     ) from error
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.005)
 
 
 class SystemOfReference:
