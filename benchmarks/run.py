@@ -1,13 +1,18 @@
 """How fast: `python benchmarks/run.py` runs the contenders in turn, several rounds, and prints the medians.
 
-A contender creates accounts in a process of its own, with new stores; a real TigerBeetle, a real Resonate
-server, or both are used where TB_ADDRESS and RESONATE_URL name them. Only ratios within one run travel to
-another machine, so each line ends with its ratio to `raw`: INSERT, commit, create_accounts, and nothing
-durable in between.
+A contender creates accounts in a process of its own, with new stores. It runs without a server, on a real
+TigerBeetle, and on that and a real Resonate server, where they are found: at TB_ADDRESS and RESONATE_URL, or
+`tigerbeetle` and `resonate` on PATH, which are started on free ports with fresh data.
 
-    python benchmarks/run.py                     # the table
-    python benchmarks/run.py --long 100000       # one long run: flatness, memory
-    python benchmarks/run.py --behind 100000     # what finished accounts cost those that come after
+- `raw`: INSERT, commit, create_accounts, and nothing durable in between. All ratios are to it.
+- `in memory`: the same steps on the SDK's own engine, whose promises are gone with the process. It looks
+  through all of them with each request, so it is measured with 200 accounts, where it is fastest.
+- `durable`: what this example does.
+
+Then the durable one makes `--long` accounts, for its memory and whether it gets slower, and is measured once
+more with those behind it, beside one that has none; so is the command for one account.
+
+Only ratios within one run travel to another machine. Under `taskset -c 1` all contenders have one core.
 """
 
 from __future__ import annotations
@@ -20,10 +25,12 @@ if __name__ == "__main__":
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
 import resource
+import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -31,8 +38,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +48,28 @@ from resonate.resonate import Resonate
 from resonate.retry import Never
 
 from create_account import DEADLINE, connect, create_account, owner
-from embedded import EmbeddedPromises
 from settings import Settings, open_clients
-from stores import Database, SystemOfReference
+from tests.conftest import ROOT, VARIABLES, free_port, resonate_server, tigerbeetle_server
 
 type Create = Callable[[str], Awaitable[Any]]
+
+IN_FLIGHT = 64
+
+#: Accounts of the in-memory contender.
+FEW = 200
+
+#: Accounts that are made beside those that are there already.
+MORE = 1000
 
 # -- Contenders ------------------------------------------------------------
 
 
 async def raw(count: int, in_flight: int) -> list[float]:
     settings = Settings.read(os.environ)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     async with open_clients(settings) as clients:
-        with closing(sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)) as db:
+        with contextlib.closing(
+            sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)
+        ) as db:
             db.execute("PRAGMA synchronous=FULL")
 
             async def create(uuid: str) -> None:
@@ -67,18 +82,17 @@ async def raw(count: int, in_flight: int) -> list[float]:
             return await timed(create, count, in_flight)
 
 
-async def ours(count: int, in_flight: int) -> list[float]:
+async def durable(count: int, in_flight: int) -> list[float]:
     async with connect(Settings.read(os.environ)) as (resonate, clients):
 
         async def create(uuid: str) -> None:
             promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
-            await clients.outages.race(promise.result())
+            await promise.result()
 
-        return await timed(create, count, in_flight)
+        return await clients.outages.race(timed(create, count, in_flight))
 
 
-async def memory(count: int, in_flight: int) -> list[float]:
-    """The same steps on the SDK's own in-process engine, whose promises are gone with the process."""
+async def in_memory(count: int, in_flight: int) -> list[float]:
     async with open_clients(Settings.read(os.environ)) as clients:
         resonate = Resonate(retry_policy=Never(), env={})
         resonate.register(create_account, name="create_account")
@@ -108,26 +122,29 @@ async def timed(create: Create, count: int, in_flight: int) -> list[float]:
     return done
 
 
+def contend(name: str, count: int, in_flight: int) -> None:
+    done = asyncio.run({"raw": raw, "in memory": in_memory, "durable": durable}[name](count, in_flight))
+    tenth = max(len(done) // 10, 1)
+    figures = {
+        "rate": len(done) / done[-1],
+        "last tenth": (done[tenth - 1]) / (done[-1] - done[-tenth - 1]),
+        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps(figures))
+
+
 # -- Measuring -------------------------------------------------------------
 
 
 def measure(
-    name: str, count: int, in_flight: int, env: Mapping[str, str], data: Path | None = None
+    name: str, count: int, in_flight: int, env: dict[str, str], data: Path | None = None
 ) -> dict[str, float]:
     """Run a contender in a process of its own and return its figures."""
-    with tempfile.TemporaryDirectory() as directory:
+    arguments = ["--contender", name, "--count", str(count), "--in-flight", str(in_flight)]
+    with tempfile.TemporaryDirectory() as new:
         done = subprocess.run(
-            [
-                sys.executable,
-                __file__,
-                "--contender",
-                name,
-                "--count",
-                str(count),
-                "--in-flight",
-                str(in_flight),
-            ],
-            env={**env, "DATA_DIR": str(data or directory)},
+            [sys.executable, __file__, *arguments],
+            env=env | {"DATA_DIR": str(data or new)},
             stdout=subprocess.PIPE,
             check=True,
         )
@@ -135,136 +152,132 @@ def measure(
     return figures
 
 
-def contend(name: str, count: int, in_flight: int) -> None:
+def one_account(env: dict[str, str], data: Path) -> float:
+    """Return the seconds that the command for one account takes."""
     started = time.perf_counter()
-    done = asyncio.run({"raw": raw, "ours": ours, "memory": memory}[name](count, in_flight))
-    tenth = max(len(done) // 10, 1)
-    figures = {
-        "rate": len(done) / done[-1],
-        "first_tenth": tenth / done[tenth - 1],
-        "last_tenth": tenth / (done[-1] - done[-tenth - 1]) if len(done) > tenth else len(done) / done[-1],
-        "start": time.perf_counter() - started - done[-1],
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    print(json.dumps(figures))
+    subprocess.run(
+        [sys.executable, ROOT / "create_account.py", uuid.uuid4().hex],
+        env=env | {"DATA_DIR": str(data)},
+        capture_output=True,
+        check=True,
+    )
+    return time.perf_counter() - started
 
 
-def places() -> dict[str, dict[str, str]]:
-    """Return the environments to measure in: embedded, and the servers that are set."""
-    plain = {name: value for name, value in os.environ.items() if name not in ("TB_ADDRESS", "RESONATE_URL")}
-    found = {"embedded": plain}
-    if address := os.environ.get("TB_ADDRESS"):
-        found["TigerBeetle"] = plain | {"TB_ADDRESS": address}
-        if url := os.environ.get("RESONATE_URL"):
-            found["TigerBeetle and Resonate"] = plain | {"TB_ADDRESS": address, "RESONATE_URL": url}
-    return found
+@contextlib.contextmanager
+def places() -> Iterator[dict[str, dict[str, str]]]:
+    """Yield the environments to measure in."""
+    env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    found = {"no server": env}
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        address, url = os.environ.get("TB_ADDRESS"), os.environ.get("RESONATE_URL")
+        if address is None and shutil.which("tigerbeetle"):
+            address = stack.enter_context(tigerbeetle_server(directory))
+        if address is not None:
+            found["TigerBeetle"] = env = env | {"TB_ADDRESS": address}
+            if url is None and shutil.which("resonate"):
+                stack.enter_context(resonate_server(directory, port := free_port()))
+                url = f"http://127.0.0.1:{port}"
+            if url is not None:
+                found["TigerBeetle and Resonate"] = env | {"RESONATE_URL": url}
+        yield found
 
 
-def table(count: int, rounds: int) -> None:
-    lines: list[tuple[str, str, str, int, int]] = []
-    for place in places():
-        for in_flight in (1, 64):
-            if "Resonate" not in place:
-                lines.append(("raw", place, "raw", count, in_flight))
-                lines.append(("in memory, SDK", place, "memory", 200, in_flight))
-            lines.append(("durable, ours", place, "ours", count, in_flight))
-    rates: dict[int, list[float]] = {number: [] for number in range(len(lines))}
+@dataclass
+class Line:
+    place: str
+    name: str
+    in_flight: int
+    count: int
+    rates: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+
+def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
+    lines = [
+        Line(place, name, in_flight, FEW if name == "in memory" else count if in_flight > 1 else count // 5)
+        for place in found
+        for in_flight in (1, IN_FLIGHT)
+        for name in (["durable"] if "Resonate" in place else ["raw", "in memory", "durable"])
+    ]
     for _ in range(rounds):
-        for number, (_, place, name, accounts, in_flight) in enumerate(lines):
-            rates[number].append(measure(name, accounts, in_flight, places()[place])["rate"])
+        for line in lines:
+            line.rates.append(measure(line.name, line.count, line.in_flight, found[line.place])["rate"])
+    print(f"\nMedians of {rounds} rounds.\n\n| on | contender | accounts | in flight | accounts/s | to raw |")
+    print("|---|---|---|---|---|---|")
+    raws = {(line.place, line.in_flight): line.rate for line in lines if line.name == "raw"}
+    for line in lines:
+        ratio = line.rate / raws[line.place.removesuffix(" and Resonate"), line.in_flight]
+        print(
+            f"| {line.place} | {line.name} | {line.count:,} | {line.in_flight} | {line.rate:,.0f} | {ratio:.2f} |"
+        )
     print(
-        "| ledger and promises | contender | accounts | in flight | accounts/s, median | ratio to raw |\n|---|---|---|---|---|---|"
+        chart(
+            [
+                line
+                for line in lines
+                if line.in_flight == IN_FLIGHT and (line.place != "no server" or len(found) == 1)
+            ]
+        )
     )
-    medians = {number: statistics.median(values) for number, values in rates.items()}
-    for number, (label, place, _, accounts, in_flight) in enumerate(lines):
-        like = place.removesuffix(" and Resonate")
-        base = next(
-            medians[n] for n, line in enumerate(lines) if line[1:3] == (like, "raw") and line[4] == in_flight
-        )
-        print(
-            f"| {place} | {label} | {accounts:,} | {in_flight} | {medians[number]:,.0f} | {medians[number] / base:.2f} |"
-        )
 
 
-def long(count: int) -> None:
-    for place, env in places().items():
-        if "Resonate" in place:
-            continue
-        figures = measure("ours", count, 64, env)
-        print(
-            f"{place}: {count:,} accounts, {figures['rate']:,.0f} accounts/s; the last tenth at "
-            f"{figures['last_tenth'] / figures['first_tenth']:.2f} of the first; {figures['megabytes']:.0f} MB"
-        )
-
-
-def behind(count: int, rounds: int) -> None:
-    for place, env in places().items():
-        if "Resonate" in place:
-            continue
-        with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as full:
-            asyncio.run(finish(Path(full), count))
-            figures: dict[str, list[dict[str, float]]] = {empty: [], full: []}
-            for _ in range(rounds):
-                for directory, rows in figures.items():
-                    rows.append(measure("ours", 1000, 64, env, Path(directory)))
-            for what in ("rate", "start"):
-                before, after = (statistics.median(row[what] for row in figures[d]) for d in (empty, full))
-                print(
-                    f"{place}: {what} with {count:,} finished accounts behind it: {after / before:.2f} of without"
-                )
-
-
-async def finish(directory: Path, count: int) -> None:
-    """Fill the files with finished accounts: one is created, and the others are its copies."""
-    env = {"DATA_DIR": str(directory)}
-    async with connect(Settings.read(env)) as (resonate, _):
-        account = await resonate.run("create-account-0", create_account, "0").result()
-    promises = await Database(directory / "promises.db", EmbeddedPromises.SCHEMA).open()
-    [(state,)] = await promises.read("SELECT state FROM origins")
-    copies = [
-        (f"create-account-{n}", state.replace("create-account-0", f"create-account-{n}"))
-        for n in range(1, count)
-    ]
-    await promises.transact(lambda db: db.executemany("INSERT INTO origins VALUES (?, ?)", copies) and None)
-    await promises.close()
-    rows = [(str(n), str(int(account["guid"]) - n)) for n in range(1, count)]
-    accounts = await Database(directory / "accounts.db", SystemOfReference.SCHEMA).open()
-    await accounts.transact(lambda db: db.executemany("INSERT INTO accounts VALUES (?, ?)", rows) and None)
-    await accounts.close()
-    ledger = await Database(directory / "ledger.db", "").open()
-    [row] = await ledger.read("SELECT * FROM accounts")
-    others = [
-        (str(int(row[0]) - n), *row[1:5], str(owner(str(n))), *row[6:-1], row[-1] - n)
-        for n in range(1, count)
-    ]
-    marks = ", ".join("?" * len(row))
-    await ledger.transact(
-        lambda db: db.executemany(f"INSERT INTO accounts VALUES ({marks})", others) and None  # noqa: S608
+def chart(lines: list[Line]) -> str:
+    names = [f'"{line.name}{", Resonate" if "Resonate" in line.place else ""}"' for line in lines]
+    return (
+        f'\n```mermaid\nxychart-beta\n    title "Accounts per second, {IN_FLIGHT} in flight"\n'
+        f"    x-axis [{', '.join(names)}]\n"
+        f"    bar [{', '.join(f'{line.rate:.0f}' for line in lines)}]\n```"
     )
-    await ledger.close()
+
+
+def long(place: str, env: dict[str, str], count: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
+        run = measure("durable", count, IN_FLIGHT, env, Path(many))
+        print(
+            f"\nOn {place}, {count:,} accounts, {IN_FLIGHT} in flight: {run['rate']:,.0f} accounts/s, the last tenth "
+            f"at {run['last tenth']:.2f} of the first, {run['MB']:.0f} MB."
+        )
+        rates: dict[str, list[float]] = {few: [], many: []}
+        starts: dict[str, list[float]] = {few: [], many: []}
+        for _ in range(rounds):
+            for data in (few, many):
+                rates[data].append(measure("durable", MORE, IN_FLIGHT, env, Path(data))["rate"])
+                starts[data].append(one_account(env, Path(data)))
+        rate = statistics.median(rates[many]) / statistics.median(rates[few])
+        start = statistics.median(starts[many]) / statistics.median(starts[few])
+        print(
+            f"With those behind it: {rate:.2f} of the accounts/s, and {start:.2f} of the time of the command for one "
+            f"account, which is {statistics.median(starts[few]):.2f} s."
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure account creation.")
     parser.add_argument("--count", type=int, default=2000, help="accounts of a contender in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--long", type=int, metavar="N", help="one run of N accounts")
-    parser.add_argument("--behind", type=int, metavar="N", help="runs with N finished accounts behind them")
+    parser.add_argument("--rounds", type=int, default=5, help="0: no table")
+    parser.add_argument("--long", type=int, default=100_000, help="accounts of the long run; 0: none")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
-    parser.add_argument("--in-flight", type=int, default=64, help=argparse.SUPPRESS)
+    parser.add_argument("--in-flight", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
         contend(arguments.contender, arguments.count, arguments.in_flight)
         return
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}"
     )
-    if arguments.long:
-        long(arguments.long)
-    elif arguments.behind:
-        behind(arguments.behind, arguments.rounds)
-    else:
-        table(arguments.count, arguments.rounds)
+    with places() as found:
+        if arguments.rounds:
+            table(found, arguments.count, arguments.rounds)
+        if arguments.long:
+            for place, env in found.items():
+                if "Resonate" not in place:
+                    long(place, env, arguments.long, max(arguments.rounds, 1))
 
 
 if __name__ == "__main__":

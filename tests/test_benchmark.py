@@ -1,0 +1,31 @@
+"""The command whose figures README.md shows does run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .conftest import ROOT, VARIABLES
+
+
+def test_the_benchmark_measures_all_contenders() -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/run.py", "--count", "70", "--rounds", "1", "--long", "20"],
+        env=clean | {"PATH": str(Path(sys.executable).parent)},  # no server
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in done.stdout.splitlines()
+        if "no server |" in line
+    ]
+    contenders = [(contender, in_flight) for _, _, contender, _, in_flight, *_ in rows]
+    assert contenders == [(name, n) for n in ("1", "64") for name in ("raw", "in memory", "durable")]
+    assert all(int(accounts_per_s.replace(",", "")) > 0 for *_, accounts_per_s, _, _ in rows)
+    assert "20 accounts, 64 in flight" in done.stdout
+    assert "With those behind it" in done.stdout
