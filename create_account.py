@@ -113,13 +113,15 @@ async def sqlite_create_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     # Read first. Nothing is committed before it is staged, so an account without a row means that SQLite
     # was lost or rolled back; staging a fresh guid would make a second account.
     held = await tigerbeetle.guids_of(owner(uuid))
-    if not held and await sqlite.write(insert, uuid, guid):
-        return Outcome("created")
-    rows = await sqlite.read(select, uuid, guid)
+    while not (rows := await sqlite.read(select, uuid, guid)):
+        if held:
+            return Outcome(
+                "out_of_order", f"SQLite has no row for it, and TigerBeetle holds {', '.join(held)}"
+            )
+        if await sqlite.write(insert, uuid, guid):
+            return Outcome("created")
     if rows == [(uuid, guid)]:
         return Outcome("exists_same")
-    if not rows:
-        return Outcome("out_of_order", f"SQLite has no row for it, and TigerBeetle holds {', '.join(held)}")
     found = [
         f"uuid {u!r} with guid {g}, which TigerBeetle {'holds' if await tigerbeetle.holds(g) else 'does not hold'}"
         for u, g in rows

@@ -115,7 +115,7 @@ class EmbeddedPromises(LocalConnection):
             os.close(self._alone)
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
-        """Apply the request and answer once its effect is on disk."""
+        """Apply the request, and answer once what it tells is on disk."""
         request = unwrap_request_envelope(msgspec.json.decode(req))
         if request["kind"].startswith("schedule."):
             raise ServerError(501, "the embedded engine keeps no schedules; start a Resonate server")
@@ -124,9 +124,8 @@ class EmbeddedPromises(LocalConnection):
         try:
             response = origin.state.apply(self._clock(), request)
             if request["kind"] == "task.fence":
-                response[
-                    "preload"
-                ] = []  # the task's other steps: it has just run them, or got them at its start
+                # Not the task's other steps: it has just run them, or got them when it began.
+                response["preload"] = []
             if origin.state.outgoing or not _is_begun(request, response):
                 await self._save(name, origin)
         finally:
@@ -137,12 +136,11 @@ class EmbeddedPromises(LocalConnection):
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 for name in list(self._origins):
-                    with contextlib.suppress(ConnectorError):  # reported; the next tick does it again
+                    with contextlib.suppress(ConnectorError):  # reported
                         origin = await self._enter(name)
                         try:
-                            before = origin.snapshot()
                             origin.state.tick(self._clock())
-                            if origin.snapshot() != before:
+                            if origin.state.outgoing:
                                 await self._save(name, origin)
                         finally:
                             self._leave(name, origin)
@@ -192,7 +190,8 @@ def _is_begun(request: dict[str, Any], response: dict[str, Any]) -> bool:
     """Whether the answer tells of no result, and would be the same again."""
     answer = response["action"]["data"] if "action" in response else response
     promise = answer.get("promise")
-    return request["kind"] != "promise.create" and promise is not None and promise["state"] == "pending"
+    pending = promise is not None and promise["state"] == "pending"
+    return pending and request["kind"] != "promise.create" and not response.get("preload")
 
 
 async def _lock(path: Path) -> int:

@@ -64,7 +64,7 @@ def server(url: str, token: str | None, outages: Outages, *, serve: bool) -> dic
     }
 
 
-class Request(msgspec.Struct):
+class Request(msgspec.Struct, eq=False):
     """The part of a request that tells what becomes of a task."""
 
     kind: str
@@ -72,16 +72,17 @@ class Request(msgspec.Struct):
 
 
 class Requests(HttpConnection):
-    """The SDK's requests, for which five things are added.
+    """The SDK's requests, for which six things are added.
 
     - An end to waiting: the SDK waits for its server for ever. An outage is reported, and waited out.
     - A request that the server itself fails at, say because its database is locked, is made again: the SDK
-      would give up the account. All requests may be made twice.
+      would give up the account. All requests may be made twice; the worst is to wait for one's own lease.
     - No failure of its own: an error that the SDK does not expect, such as aiohttp's time-out after five
       minutes, would settle the durable promise; as a `ConnectorError` it leaves it pending.
     - A task of this process that another one holds, or that was taken from it when its lease ran out, is
       asked for until it is done. The server hands such a task out by itself too, but to a process of its
       choice, and when that one is dead, only much later to the next.
+    - A result of this process is known to it at once: the server pushes ten times a second.
     - A worker does not hand back what it cannot do, such as a call of a function that there is not: the
       server would hand it out again at once, and again. Its lease ends first.
     """
@@ -97,14 +98,12 @@ class Requests(HttpConnection):
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._leaving = False
         self._gone = asyncio.Event()
-        self._failing_since: float | None = None
+        self._failing: set[Request] = set()
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         request = msgspec.json.decode(req, type=Request)
         if request.kind == "task.acquire":
             self._messages.waiting.discard(request.data["id"])
-            if self._leaving:
-                raise ConnectorError(RuntimeError("this process ends"))
         if request.kind == "task.release" and self._outages.endless:
             self._held.discard(request.data["id"])
             # The SDK releases where it handles what went wrong.
@@ -116,12 +115,7 @@ class Requests(HttpConnection):
             ):  # else another has it
                 note(f"{request.data['id']} cannot be done: {why}")
             raise ConnectorError(RuntimeError(why))
-        while True:
-            response = await self._answer(req, headers)
-            reply = self._reply(response)
-            if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                break
-            await self._pause()
+        response, reply = await self._ask(request, req, headers)
         if request.kind == "promise.register_listener" and reply.head.status == HTTPStatus.NOT_FOUND:
             # The SDK takes it for the promise's end, and asks even before the server has made the promise.
             if request.data["awaited"] in self._started:
@@ -140,6 +134,26 @@ class Requests(HttpConnection):
             await asyncio.sleep(0.02)
         self._gone.set()
         await super().stop()
+
+    async def _ask(self, request: Request, req: str, headers: dict[str, str] | None) -> tuple[str, Response]:
+        """Return the answer, once it is none of a server that fails."""
+        now = asyncio.get_running_loop().time
+        give_up = now() + PATIENCE
+        try:
+            while not (self._leaving and request.kind == "task.acquire"):
+                response = await self._answer(req, headers)
+                self._failing.discard(request)
+                reply = self._reply(response)
+                if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    return response, reply
+                self._failing.add(request)
+                if now() > give_up:
+                    self._report(f"fails (status {reply.head.status}); see to it and run again")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._gone.wait(), ASK_AGAIN)
+            raise ConnectorError(RuntimeError("this process ends"))
+        finally:
+            self._failing.discard(request)
 
     async def _answer(self, req: str, headers: Mapping[str, str] | None) -> str:
         answer: asyncio.Future[Any] = asyncio.ensure_future(super().send(req, dict(headers or {})))
@@ -163,10 +177,6 @@ class Requests(HttpConnection):
         self._patience = PATIENCE
         return response
 
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._gone.wait(), ASK_AGAIN)
-
     def _reply(self, response: str) -> Response:
         try:
             reply = msgspec.json.decode(response, type=Response)
@@ -176,19 +186,9 @@ class Requests(HttpConnection):
             self._report(f"is none: it answered {response[:60]!r}; correct RESONATE_URL")
         elif reply.head.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             self._report("refuses the token; correct RESONATE_TOKEN")
-        self._watch_for_failure(reply.head.status)
-        return reply
-
-    def _watch_for_failure(self, status: int) -> None:
-        """Report a server that answers, for as long as patience lasts, with its own failures alone."""
-        now = asyncio.get_running_loop().time()
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._failing_since = None
+        elif not self._failing and reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
             self._outages.over(self._name)
-        elif self._failing_since is None:
-            self._failing_since = now
-        elif now - self._failing_since > PATIENCE:
-            self._report(f"fails (status {status}); see to it and run again")
+        return reply
 
     def _report(self, what: str) -> None:
         self._outages.report(Unavailable(f"{self._name} {what}"), self._name)
@@ -214,6 +214,8 @@ class Requests(HttpConnection):
             case "task.fulfill" | "task.suspend" if done:
                 self._held.discard(request.data["id"])
                 self._started.discard(request.data["id"])
+                if request.kind == "task.fulfill":
+                    self._messages.deliver("unblock", {"promise": reply.data["promise"]})
             case "task.release":
                 self._held.discard(request.data["id"])
                 self._ask_for(request.data["id"])
@@ -241,7 +243,7 @@ class Requests(HttpConnection):
                     break
                 if state == "pending":
                     self._messages.deliver(
-                        {"task": {"id": task_id, "version": reply.data["task"]["version"]}}
+                        "execute", {"task": {"id": task_id, "version": reply.data["task"]["version"]}}
                     )
 
 
@@ -272,9 +274,9 @@ class Messages(SSEConnection):
 
         super().recv(receive)
 
-    def deliver(self, data: dict[str, Any]) -> None:
-        """Pass on work as if the server had pushed it."""
-        message = msgspec.json.encode({"kind": "execute", "data": data}).decode()
+    def deliver(self, kind: str, data: dict[str, Any]) -> None:
+        """Pass on a message as if the server had pushed it."""
+        message = msgspec.json.encode({"kind": kind, "data": data}).decode()
         for receive in list(self._subscribers):
             receive(message)
 

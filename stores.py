@@ -137,7 +137,7 @@ class Database:
         """Refuse what comes, answer what waits, and let go of the file. May be called again."""
         self._closed = True
         if self._pump is not None:
-            await self._pump
+            await asyncio.wait({self._pump})  # which, unlike `await`, passes no cancellation on to it
         if self._db is not None:
             await self._on_thread(self._db.close)
             self._db = None
@@ -186,6 +186,7 @@ class Database:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA wal_checkpoint")  # what a killed process has written may not be synced yet
             db.executescript(self._schema)
         except sqlite3.Error:
             db.close()

@@ -10,7 +10,8 @@ TigerBeetle, and on that and a real Resonate server, where they are found: at TB
 - `durable`: what this example does.
 
 Then the durable one makes `--long` accounts, for its memory and whether it gets slower, and is measured once
-more with those behind it, beside one that has none; so is the command for one account.
+more with those behind it, beside one that has none (in its own files: the ledger has them for both); so is
+the command for one account.
 
 Only ratios within one run travel to another machine. Under `taskset -c 1` all contenders have one core.
 """
@@ -49,9 +50,10 @@ from resonate.retry import Never
 
 from create_account import DEADLINE, connect, create_account, owner
 from settings import Settings, open_clients
-from tests.conftest import ROOT, VARIABLES, free_port, resonate_server, tigerbeetle_server
 
 type Create = Callable[[str], Awaitable[Any]]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 IN_FLIGHT = 64
 
@@ -167,7 +169,11 @@ def one_account(env: dict[str, str], data: Path) -> float:
 @contextlib.contextmanager
 def places() -> Iterator[dict[str, dict[str, str]]]:
     """Yield the environments to measure in."""
-    env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    # Not for the contenders.
+    from tests.conftest import free_port, resonate_server, tigerbeetle_server  # noqa: PLC0415
+
+    ours = ("TB_ADDRESS", "RESONATE_URL", "RESONATE_HOST", "DATA_DIR")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
     found = {"no server": env}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -199,7 +205,9 @@ class Line:
 
 def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
     lines = [
-        Line(place, name, in_flight, FEW if name == "in memory" else count if in_flight > 1 else count // 5)
+        Line(
+            place, name, in_flight, FEW if name == "in memory" else count if in_flight > 1 else count // 5 + 2
+        )
         for place in found
         for in_flight in (1, IN_FLIGHT)
         for name in (["durable"] if "Resonate" in place else ["raw", "in memory", "durable"])

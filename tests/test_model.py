@@ -109,18 +109,19 @@ class Promise:
 class Oracle:
     """The two stores and the promises, and what a run makes of them."""
 
-    embedded: bool
+    embedded_promises: bool
     rows: dict[str, str] = field(default_factory=dict)
     accounts: dict[str, str] = field(default_factory=dict)  # guid -> whose, "" for a foreign one
     promises: dict[str, Promise] = field(default_factory=dict)
 
     def run(self, name: str, uuid: str, fresh: str, crash: str, locked: str) -> str:
+        begun = set(self.promises.get(name, Promise()).created)
         try:
             return self._run(name, uuid, fresh, crash, locked)
         except Stop as stop:
-            if self.embedded and str(stop) == "killed" and name in self.promises:
-                # The embedded engine writes that a step has begun with what comes of it.
-                self.promises[name].created = set(self.promises[name].recorded)
+            if self.embedded_promises and str(stop) == "killed" and name in self.promises:
+                # They write that a step has begun with what comes of it.
+                self.promises[name].created = begun | set(self.promises[name].recorded)
             return str(stop)
 
     def _run(self, name: str, uuid: str, fresh: str, crash: str, locked: str) -> str:
@@ -167,12 +168,13 @@ class Oracle:
                 reach("after effect 1")
             case "2":
                 same = {(u, g) for u, g in self.rows.items() if u == uuid or g == guid}
-                if not held:
-                    staged = {} if same else {uuid: guid}
-                    self._effect("2", lambda: self.rows.update(staged), reach, locked=locked == "accounts.db")
-                elif not same:
-                    return "ordering violated"
-                if same not in (set(), {(uuid, guid)}):
+                if not same:
+                    if held:
+                        return "ordering violated"
+                    self._effect(
+                        "2", lambda: self.rows.update({uuid: guid}), reach, locked=locked == "accounts.db"
+                    )
+                elif same != {(uuid, guid)}:
                     return "SQLite exists_diff"
             case "3":
                 if self.rows.get(uuid) != guid or held not in ([], [guid]):
@@ -229,7 +231,7 @@ class History(RuleBasedStateMachine):
         self.world = type(self).new_world(self.directory)
         self.world.data.mkdir(mode=0o700)
         self.embedded = isinstance(self.world, EmbeddedWorld)
-        self.oracle = Oracle(embedded=not isinstance(self.world, ServerWorld))
+        self.oracle = Oracle(embedded_promises=not isinstance(self.world, ServerWorld))
         self.backup: dict[str, str] | None = None
         self.planned = str(tb.id())
         self.days = self.mischief = 0

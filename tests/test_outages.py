@@ -14,6 +14,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ import server
 from server import Messages
 
 from .conftest import (
+    ROOT,
     EmbeddedWorld,
     Run,
     ServerWorld,
@@ -37,6 +39,7 @@ from .conftest import (
     free_port,
     needs,
     tigerbeetle_replica,
+    wait_until,
 )
 
 #: Seconds without an answer after which the runs of these tests give up.
@@ -218,7 +221,7 @@ def test_sqlite_is_locked_for_a_while(here: World, user: str, file: str, point: 
     with contextlib.ExitStack() as stack:
         with here.held(user, point) as process:
             stack.enter_context(locked(here.data / file))
-        # It is released only once the run has met it: a whole busy time-out of SQLite's later.
+        # It is released only once the run has met it.
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
     assert here.finish(process).status == 0
@@ -313,6 +316,47 @@ def test_the_resonate_server_stays_away(server_world: ServerWorld, user: str) ->
     assert_gave_up(server_world.finish(process), "Resonate server")
     server_world.restart_resonate()
     assert_goes_on(server_world, user, ["3"])
+
+
+def test_the_resonate_server_fails_at_what_it_is_asked(server_world: ServerWorld, user: str) -> None:
+    """Its database cannot be written. That it still reads, here for a second process, hides nothing."""
+    with contextlib.ExitStack() as stack:
+        with server_world.held(user, "after effect 3", PATIENCE=SOON) as process:
+            second = stack.enter_context(watching(server_world, user))
+            stack.enter_context(unwritable(server_world.promises / "resonate.db"))
+        assert_gave_up(server_world.finish(process), "fails (status 500)")
+        assert second.poll() is None
+        second.kill()
+        second.wait()
+    assert_goes_on(server_world, user, ["3"])
+
+
+@contextlib.contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """No promise can be changed, as on a full disk, and all can be read."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TRIGGER full BEFORE UPDATE ON promises BEGIN SELECT RAISE(ABORT, 'full'); END")
+        yield
+        db.execute("DROP TRIGGER full")
+
+
+@contextlib.contextmanager
+def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A second process with the same uuid, which asks again and again whether it can begin."""
+    with (world.directory / "second").open("w+b") as err:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "create_account.py", user],
+            env=world.environ(),
+            cwd=world.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
+        try:
+            wait_until(lambda: b"another process is at it" in Path(err.name).read_bytes())
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_the_resonate_server_is_paused_for_longer_than_a_lease(server_world: ServerWorld, user: str) -> None:
