@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -368,6 +369,16 @@ def test_the_resonate_server_is_paused_for_longer_than_a_lease(server_world: Ser
     run = server_world.finish(process)
     assert run.status == 0, run.err
     assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_a_result_does_not_wait_until_the_server_pushes_it(
+    server_world: ServerWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESONATE_MESSAGES__POLL_INTERVAL", "60000")
+    server_world.start_resonate()
+    started = time.monotonic()
+    assert server_world.run(user).status == 0
+    assert time.monotonic() - started < 5, "the time after which it asks by itself"
 
 
 @pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
