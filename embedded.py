@@ -83,10 +83,10 @@ class _Origin:
 
 
 class EmbeddedPromises(LocalConnection):
-    """The SDK's `LocalConnection`, durable: a result is on disk before it is told.
+    """The SDK's `LocalConnection`, durable: what it answers is on disk before it is told.
 
-    So is a promise that is created by itself. What a task has only begun, such as a step without a result,
-    is written with the next result: who comes after a crash begins it again.
+    But for a step that has only begun, and who waits for a result: both are written with the next result,
+    since who comes after a crash begins them again.
 
     A top-level promise and its steps are one row, read when it is asked for and forgotten when it is
     settled, so neither the start nor an account gets slower with how many came before.
@@ -187,11 +187,12 @@ class EmbeddedPromises(LocalConnection):
 
 
 def _is_begun(request: dict[str, Any], response: dict[str, Any]) -> bool:
-    """Whether the answer tells of no result, and would be the same again."""
+    """Whether this begins a step, or to wait, and tells no result."""
+    if request["kind"] not in ("task.fence", "promise.register_listener"):
+        return False
     answer = response["action"]["data"] if "action" in response else response
     promise = answer.get("promise")
-    pending = promise is not None and promise["state"] == "pending"
-    return pending and request["kind"] != "promise.create" and not response.get("preload")
+    return promise is not None and promise["state"] == "pending"
 
 
 async def _lock(path: Path) -> int:

@@ -89,6 +89,43 @@ class Outages:
             task.cancel()
 
 
+class Shared[Q, A]:
+    """Answers at once, next, whatever was asked for while it was busy with the last."""
+
+    def __init__(self, answer: Callable[[list[Q]], Coroutine[Any, Any, list[A]]]) -> None:
+        self._answer = answer
+        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
+        self._busy: asyncio.Task[None] | None = None
+
+    async def ask(self, question: Q) -> A:
+        """Return the answer, or raise what all who shared it get."""
+        done: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, done))
+        if self._busy is None:
+            self._busy = asyncio.create_task(self._answer_waiting())
+        return await done
+
+    async def rest(self) -> None:
+        """Wait until nothing is asked for."""
+        if self._busy is not None:
+            await asyncio.wait({self._busy})  # which, unlike `await`, passes no cancellation on to it
+
+    async def _answer_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                answers = await self._answer([question for question, _ in batch])
+            except Exception as error:  # noqa: BLE001 - it goes to those who asked
+                for _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
+            else:
+                for (_, done), answer in zip(batch, answers, strict=True):
+                    if not done.done():
+                        done.set_result(answer)
+        self._busy = None
+
+
 # -- SQLite ----------------------------------------------------------------
 
 WAYS_OUT = {
@@ -109,6 +146,10 @@ def open_private(path: Path) -> int:
         raise Unavailable(f"cannot open {path}: {error}; {WAYS_OUT[sqlite3.SQLITE_CANTOPEN]}") from error
 
 
+#: What to do, and whether it writes.
+type Transaction = tuple[Callable[[sqlite3.Connection], Any], bool]
+
+
 class Database:
     """One SQLite file, of which neither a lock nor a sync to disk stops the event loop.
 
@@ -122,8 +163,7 @@ class Database:
         self._schema = schema
         self._patience = PATIENCE if patience is None else patience
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
-        self._waiting: list[tuple[Callable[[sqlite3.Connection], Any], bool, asyncio.Future[Any]]] = []
-        self._pump: asyncio.Task[None] | None = None
+        self._transactions = Shared(self._commit_patiently)
         self._db: sqlite3.Connection | None = None
         self._closed = False
         self.hurried = False  # a lock is not waited for any more
@@ -136,8 +176,7 @@ class Database:
     async def close(self) -> None:
         """Refuse what comes, answer what waits, and let go of the file. May be called again."""
         self._closed = True
-        if self._pump is not None:
-            await asyncio.wait({self._pump})  # which, unlike `await`, passes no cancellation on to it
+        await self._transactions.rest()
         if self._db is not None:
             await self._on_thread(self._db.close)
             self._db = None
@@ -158,26 +197,8 @@ class Database:
         """
         if self._closed:
             raise Unavailable(f"{self.path} is being closed; run again to go on")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((work, writes, done))
-        if self._pump is None:
-            self._pump = asyncio.create_task(self._run_waiting())
-        return await done
-
-    async def _run_waiting(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                results = await self._patiently(functools.partial(self._commit, batch), self._patience)
-            except Exception as error:  # noqa: BLE001 - it goes to those who asked
-                for _, _, done in batch:
-                    if not done.done():
-                        done.set_exception(error)
-            else:
-                for (_, _, done), result in zip(batch, results, strict=True):
-                    if not done.done():
-                        done.set_result(result)
-        self._pump = None
+        result: T = await self._transactions.ask((work, writes))
+        return result
 
     def _connect(self) -> None:
         os.close(open_private(self.path))
@@ -193,14 +214,17 @@ class Database:
             raise
         self._db = db
 
-    async def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], bool, Any]]) -> list[Any]:
+    async def _commit_patiently(self, batch: list[Transaction]) -> list[Any]:
+        return await self._patiently(functools.partial(self._commit, batch), self._patience)
+
+    async def _commit(self, batch: list[Transaction]) -> list[Any]:
         db = self._db
         if db is None:
             raise Unavailable(f"{self.path} is closed; run again to go on")
-        writes = any(writes for _, writes, _ in batch)
+        writes = any(writes for _, writes in batch)
         db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
-            results = [work(db) for work, _, _ in batch]
+            results = [work(db) for work, _ in batch]
             if writes:
                 await self._on_thread(functools.partial(db.execute, "COMMIT"))
             else:
@@ -292,6 +316,7 @@ class SystemOfRecord:
         self._outages = outages
         self._patience = PATIENCE if patience is None else patience
         self._client: Ledger | None = None
+        self._creating = Shared(self._create)
 
     async def open(self) -> Self:
         """Connect, and wait for the first answer."""
@@ -305,7 +330,14 @@ class SystemOfRecord:
             await client.close()
 
     async def create_accounts(self, accounts: list[tb.Account]) -> list[tb.CreateAccountResult]:
-        return await self._pending(lambda client: client.create_accounts(accounts))
+        for account in accounts:
+            tb.CAccount.from_param(account)  # what cannot be sent fails here, and not with its neighbours
+        return await self._outages.keep_pending(self._name, lambda: self._creating.ask(accounts))
+
+    async def _create(self, asked: list[list[tb.Account]]) -> list[list[tb.CreateAccountResult]]:
+        together = [account for accounts in asked for account in accounts]
+        results = iter(await self._ask(lambda client: client.create_accounts(together), self._patience))
+        return [[next(results) for _ in accounts] for accounts in asked]
 
     async def lookup_accounts(self, ids: list[int]) -> list[tb.Account]:
         return await self._pending(lambda client: client.lookup_accounts(ids))

@@ -7,7 +7,7 @@ TigerBeetle, and on that and a real Resonate server, where they are found: at TB
 - `raw`: INSERT, commit, create_accounts, and nothing durable in between. All ratios are to it.
 - `in memory`: the same steps on the SDK's own engine, whose promises are gone with the process. It looks
   through all of them with each request, so it is measured with 200 accounts, where it is fastest.
-- `durable`: what this example does.
+- `durable`: what this example does, as backfill.py does it.
 
 Then the durable one makes `--long` accounts, for its memory and whether it gets slower, and is measured once
 more with those behind it, beside one that has none (in its own files: the ledger has them for both); so is
@@ -48,8 +48,11 @@ import tigerbeetle as tb
 from resonate.resonate import Resonate
 from resonate.retry import Never
 
+from backfill import number_requests
 from create_account import DEADLINE, connect, create_account, owner
+from embedded import EmbeddedLedger
 from settings import Settings, open_clients
+from stores import SystemOfReference
 
 type Create = Callable[[str], Awaitable[Any]]
 
@@ -68,24 +71,33 @@ MORE = 1000
 
 async def raw(count: int, in_flight: int) -> list[float]:
     settings = Settings.read(os.environ)
-    async with open_clients(settings) as clients:
-        with contextlib.closing(
-            sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)
-        ) as db:
-            db.execute("PRAGMA synchronous=FULL")
+    address = settings.tb_address
+    ledger = (
+        tb.ClientAsync(cluster_id=settings.tb_cluster_id, replica_addresses=address)
+        if address is not None
+        else await EmbeddedLedger(settings.data_dir).open()
+    )
+    await ledger.lookup_accounts([0])
+    with contextlib.closing(sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute(SystemOfReference.SCHEMA)
 
-            async def create(uuid: str) -> None:
-                guid = tb.id()
-                db.execute("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", (uuid, str(guid)))
-                account = tb.Account(id=guid, ledger=1, code=1, user_data_128=owner(uuid))
-                [result] = await clients.record.create_accounts([account])
-                assert result.status == tb.CreateAccountStatus.CREATED
+        async def create(uuid: str) -> None:
+            guid = tb.id()
+            db.execute("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", (uuid, str(guid)))
+            account = tb.Account(id=guid, ledger=1, code=1, user_data_128=owner(uuid))
+            [result] = await ledger.create_accounts([account])
+            assert result.status == tb.CreateAccountStatus.CREATED
 
-            return await timed(create, count, in_flight)
+        done = await timed(create, count, in_flight)
+    await ledger.close()
+    return done
 
 
 async def durable(count: int, in_flight: int) -> list[float]:
     async with connect(Settings.read(os.environ)) as (resonate, clients):
+        number_requests(resonate)
 
         async def create(uuid: str) -> None:
             promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
