@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import re
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -13,11 +15,14 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
+import tigerbeetle as tb
+
+from settings import Settings, open_clients
 
 from .conftest import EmbeddedWorld, ServerWorld, World, wait_until
 
@@ -222,6 +227,32 @@ def test_each_is_shown_as_it_comes(world: World, user: str) -> None:
             assert process.stdout.readline().startswith(f"{user}-{number}\t".encode())
         process.stdin.close()
         assert process.wait(timeout=10) == 0
+
+
+def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) -> None:
+    account = tb.Account(id=tb.id(), ledger=1, code=1, user_data_128=secrets.randbits(127))
+    asked = [
+        account,
+        replace(account, id=2**128),  # which cannot even be sent
+        replace(account, user_data_64=1),
+        replace(account, id=tb.id(), ledger=0),
+        account,
+    ]
+
+    async def main() -> list[Any]:
+        async with open_clients(Settings.read(world.env)) as clients:
+            answers = (clients.record.create_accounts([account]) for account in asked)
+            return await asyncio.gather(*answers, return_exceptions=True)
+
+    created, error, different, invalid, same = asyncio.run(main())
+    assert isinstance(error, tb.IntegerOverflowError)
+    status = tb.CreateAccountStatus
+    assert [result.status for [result] in (created, different, invalid, same)] == [
+        status.CREATED,
+        status.EXISTS_WITH_DIFFERENT_USER_DATA_64,
+        status.LEDGER_MUST_NOT_BE_ZERO,
+        status.EXISTS,
+    ]
 
 
 @pytest.mark.parametrize("in_flight", ["1", "3"])
