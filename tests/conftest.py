@@ -121,6 +121,14 @@ def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[byt
         yield process
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process has the SQLite file."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield
+
+
 @dataclass
 class Run:
     """What a run of the command left behind."""

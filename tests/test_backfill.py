@@ -8,7 +8,6 @@ import pty
 import re
 import secrets
 import signal
-import sqlite3
 import subprocess
 import sys
 import termios
@@ -24,7 +23,7 @@ import tigerbeetle as tb
 
 from settings import Settings, open_clients
 
-from .conftest import EmbeddedWorld, ServerWorld, World, wait_until
+from .conftest import EmbeddedWorld, ServerWorld, World, locked, wait_until
 
 #: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
@@ -373,16 +372,6 @@ def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) 
         many = done(process, *process.communicate(timeout=60))
     assert (many.status, list(many.accounts)) == (0, uuids)
     assert_exist(world, many.accounts)
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    db = sqlite3.connect(file, isolation_level=None)
-    db.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        db.close()
 
 
 def test_a_progress_bar_where_stderr_is_a_terminal(here: World) -> None:

@@ -38,6 +38,7 @@ from .conftest import (
     World,
     format_ledger,
     free_port,
+    locked,
     needs,
     tigerbeetle_replica,
     wait_until,
@@ -202,13 +203,6 @@ def proxy(port: int) -> Iterator[Way]:
 @pytest.fixture
 def here(tmp_path: Path) -> World:
     return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("BEGIN EXCLUSIVE")
-        yield
 
 
 STORES = pytest.mark.parametrize(

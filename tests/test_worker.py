@@ -7,7 +7,6 @@ import contextlib
 import re
 import resource
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from .conftest import (
     World,
     format_ledger,
     free_port,
+    locked,
     needs,
     tigerbeetle_replica,
     wait_until,
@@ -313,13 +313,6 @@ def paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(world: World) -> Iterator[None]:
-    with contextlib.closing(sqlite3.connect(world.data / "accounts.db", isolation_level=None)) as db:
-        db.execute("BEGIN EXCLUSIVE")
-        yield
-
-
-@contextlib.contextmanager
 def full(serving: Worker) -> Iterator[None]:
     """No file of the worker's grows: what it meets is a disk that cannot be written."""
     pid, no_limit = serving.process.pid, resource.RLIM_INFINITY
@@ -359,7 +352,7 @@ def test_an_outage_is_waited_out(
     with worker(servers, PATIENCE="1") as serving:
         outage = {
             "TigerBeetle": paused(replica),
-            "SQLite": locked(servers),
+            "SQLite": locked(servers.data / "accounts.db"),
             "the disk": full(serving),
             "Resonate": paused(servers.resonate),
         }[away]
