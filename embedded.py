@@ -152,7 +152,7 @@ class EmbeddedPromises(LocalConnection):
                 self._origins[name] = asyncio.ensure_future(self._load(name))
             loading = self._origins[name]
             try:
-                origin = loading.result() if loading.done() else await asyncio.shield(loading)
+                origin = await asyncio.shield(loading)
             except Unavailable as outage:
                 self._origins.pop(name, None)
                 self._outages.report(outage)

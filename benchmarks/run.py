@@ -48,7 +48,7 @@ import tigerbeetle as tb
 from resonate.resonate import Resonate
 from resonate.retry import Never
 
-from backfill import number_requests
+from backfill import IN_FLIGHT_MAX, number_requests
 from create_account import DEADLINE, connect, create_account, owner
 from embedded import EmbeddedLedger
 from settings import Settings, open_clients
@@ -57,8 +57,6 @@ from stores import SystemOfReference
 type Create = Callable[[str], Awaitable[Any]]
 
 ROOT = Path(__file__).resolve().parent.parent
-
-IN_FLIGHT = 64
 
 #: Accounts of the in-memory contender.
 FEW = 200
@@ -221,7 +219,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
             place, name, in_flight, FEW if name == "in memory" else count if in_flight > 1 else count // 5 + 2
         )
         for place in found
-        for in_flight in (1, IN_FLIGHT)
+        for in_flight in (1, IN_FLIGHT_MAX)
         for name in (["durable"] if "Resonate" in place else ["raw", "in memory", "durable"])
     ]
     for _ in range(rounds):
@@ -240,7 +238,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
             [
                 line
                 for line in lines
-                if line.in_flight == IN_FLIGHT and (line.place != "no server" or len(found) == 1)
+                if line.in_flight == IN_FLIGHT_MAX and (line.place != "no server" or len(found) == 1)
             ]
         )
     )
@@ -249,7 +247,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
 def chart(lines: list[Line]) -> str:
     names = [f'"{line.name}{", Resonate" if "Resonate" in line.place else ""}"' for line in lines]
     return (
-        f'\n```mermaid\nxychart-beta\n    title "Accounts per second, {IN_FLIGHT} in flight"\n'
+        f'\n```mermaid\nxychart-beta\n    title "Accounts per second, {IN_FLIGHT_MAX} in flight"\n'
         f"    x-axis [{', '.join(names)}]\n"
         f"    bar [{', '.join(f'{line.rate:.0f}' for line in lines)}]\n```"
     )
@@ -257,16 +255,16 @@ def chart(lines: list[Line]) -> str:
 
 def long(place: str, env: dict[str, str], count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
-        run = measure("durable", count, IN_FLIGHT, env, Path(many))
+        run = measure("durable", count, IN_FLIGHT_MAX, env, Path(many))
         print(
-            f"\nOn {place}, {count:,} accounts, {IN_FLIGHT} in flight: {run['rate']:,.0f} accounts/s, the last tenth "
+            f"\nOn {place}, {count:,} accounts, {IN_FLIGHT_MAX} in flight: {run['rate']:,.0f} accounts/s, the last tenth "
             f"at {run['last tenth']:.2f} of the first, {run['MB']:.0f} MB."
         )
         rates: dict[str, list[float]] = {few: [], many: []}
         starts: dict[str, list[float]] = {few: [], many: []}
         for _ in range(rounds):
             for data in (few, many):
-                rates[data].append(measure("durable", MORE, IN_FLIGHT, env, Path(data))["rate"])
+                rates[data].append(measure("durable", MORE, IN_FLIGHT_MAX, env, Path(data))["rate"])
                 starts[data].append(one_account(env, Path(data)))
         rate = statistics.median(rates[many]) / statistics.median(rates[few])
         start = statistics.median(starts[many]) / statistics.median(starts[few])
