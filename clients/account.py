@@ -1,0 +1,133 @@
+"""The account that is created: its uuid, its promise, and its fields in TigerBeetle."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import replace
+
+import tigerbeetle as tb
+
+#: The account's TigerBeetle ledger and code. Changing either needs a migration: see docs/operations.md.
+LEDGER, CODE = 1, 1
+
+UUID_MAX_CHARACTERS = 256
+
+GUID_DIGITS = 39  # of 2^128 - 1
+
+
+# -- The uuid --------------------------------------------------------------
+
+
+def check_uuid(uuid: str) -> str:
+    """Return `uuid`. Raises ValueError, saying why, if it cannot be part of a durable promise's id."""
+    if not uuid:
+        raise ValueError("the uuid is empty")
+    if len(uuid) > UUID_MAX_CHARACTERS:
+        raise ValueError(f"the uuid has {len(uuid)} characters; the maximum is {UUID_MAX_CHARACTERS}")
+    if ":" in uuid:
+        raise ValueError("the uuid contains a colon, which separates the parts of a promise's id")
+    for character in uuid:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise ValueError(
+                f"the uuid contains the character {character!a}: a control character or an unpaired surrogate"
+            )
+    return uuid
+
+
+def check_new_uuid(uuid: str) -> str:
+    """Return `uuid`. Raises ValueError, saying why, if a new account's uuid is probably a mistake.
+
+    Two uuids are the same if their code points are the same; nothing is normalized. So a uuid is rejected if
+    it looks exactly like another. An account that was created with such a uuid before remains reachable.
+    """
+    check_uuid(uuid)
+    if uuid != uuid.strip():
+        raise ValueError("the uuid begins or ends with white space")
+    for character in uuid:
+        if unicodedata.category(character) in ("Cf", "Zl", "Zp"):
+            raise ValueError(
+                f"the uuid contains the character {character!a}, which is invisible or separates lines"
+            )
+    if not unicodedata.is_normalized("NFC", uuid):
+        raise ValueError("the uuid is not in Unicode normalization form NFC")
+    return uuid
+
+
+# -- The promise -----------------------------------------------------------
+
+
+def promise_id(uuid: str, attempt: int = 1) -> str:
+    """Return the id of the durable promise of the uuid's first run, or of a later attempt (an adoption).
+
+    A first run's id begins with `c` and an attempt's with `a`, and the attempt's number contains no dash.
+    So the ids of two different uuids or attempts are never equal.
+    """
+    first = f"create-account-{uuid}"
+    return first if attempt == 1 else f"attempt-{attempt}-{first}"
+
+
+def check_request(id_: str, uuid: object) -> None:
+    """Raise ValueError, saying why, if a promise with this id must not create this uuid's account.
+
+    The ids of `promise_id` belong to one uuid each. Any other id is allowed: it cannot hide a uuid's own.
+    """
+    if not isinstance(uuid, str):
+        raise ValueError(f"the uuid is not text: {uuid!r}; no account was created")  # noqa: TRY004
+    try:
+        check_uuid(uuid)
+    except ValueError as error:
+        raise ValueError(f"{error}; no account was created") from error
+    match = re.fullmatch(r"(?:attempt-\d+-)?create-account-(.*)", id_, re.DOTALL)
+    if match and match[1] != uuid:
+        raise ValueError(
+            f"promise {id_} belongs to uuid {match[1]!r}, but its argument is {uuid!r}; no account was created"
+        )
+
+
+# -- The fields ------------------------------------------------------------
+
+
+def owner_of(uuid: str) -> int:
+    """Return the account's `user_data_128`: a 128-bit hash of the uuid, by which TigerBeetle finds the account."""
+    return int.from_bytes(hashlib.blake2b(uuid.encode(), digest_size=16).digest())
+
+
+def account_of(uuid: str, guid: str) -> tb.Account:
+    """Return the account that TigerBeetle must hold for the uuid under the guid."""
+    return tb.Account(id=int(guid), ledger=LEDGER, code=CODE, user_data_128=owner_of(uuid))
+
+
+def accounts_of(uuid: str) -> tb.QueryFilter:
+    """Return the query for the uuid's accounts. The limit is 10; one is normal, two are a conflict.
+
+    Other programs may use the same `user_data_128` on another ledger or with another code: those are
+    other accounts of the same customer, and the query does not find them.
+    """
+    return tb.QueryFilter(
+        owner_of(uuid), 0, 0, CODE, LEDGER,
+        timestamp_min=0, timestamp_max=0, limit=10, flags=tb.QueryFilterFlags.NONE,
+    )  # fmt: skip
+
+
+def differences(held: tb.Account, uuid: str) -> list[str]:
+    """Return the fields in which an account differs from the uuid's, as `code 2, not 1`.
+
+    The flag CLOSED is ignored: a transfer closes an account, and it remains the uuid's account.
+    """
+    wanted = account_of(uuid, str(held.id))
+    held = replace(held, flags=held.flags & ~tb.AccountFlags.CLOSED)
+    return [
+        f"{field} {getattr(held, field)}, not {getattr(wanted, field)}"
+        for field in ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")
+        if getattr(held, field) != getattr(wanted, field)
+    ]
+
+
+def id_of(guid: object) -> int | None:
+    """Return the TigerBeetle id that a guid in a row stands for: canonical decimal digits. None if it is invalid."""
+    if not (isinstance(guid, str) and guid.isascii() and guid.isdecimal() and len(guid) <= GUID_DIGITS):
+        return None
+    id_ = int(guid)
+    return id_ if str(id_) == guid and 0 < id_ < 2**128 - 1 else None

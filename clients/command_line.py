@@ -1,0 +1,42 @@
+"""What the command lines of all commands share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .account import UUID_MAX_CHARACTERS, check_uuid
+from .console import log_to_stderr, print_diagnostic
+from .settings import Settings
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_uuid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "uuid",
+        help=f"your application's id for the account: up to {UUID_MAX_CHARACTERS} characters, without colons and "
+        "control characters; if it begins with a dash, write -- before it",
+    )
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="write debug logs of the SDK and clients to stderr"
+    )
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings]:
+    """Read the command line and the settings. Prints what is embedded. Raises `Unavailable`."""
+    arguments = parser.parse_args()
+    if "uuid" in arguments:
+        try:
+            check_uuid(arguments.uuid)
+        except ValueError as error:
+            parser.error(str(error))
+    log_to_stderr(verbose=arguments.verbose)
+    settings = Settings.read(os.environ)
+    if settings.embedded_notice:
+        print_diagnostic(settings.embedded_notice)
+    return arguments, settings

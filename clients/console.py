@@ -1,0 +1,116 @@
+"""How a command of this project ends: an exit status and at most one line on stderr, never a traceback.
+
+This module imports only the standard library, so that Ctrl-C is caught from the start. It must also parse
+under old versions of Python, because it is what tells their users which version is needed.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import signal
+import sys
+import warnings
+
+UNAVAILABLE = 1
+USAGE = 2
+HALTED = 98  # the code of the TypeScript SDK's `context.panic`
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class Unavailable(Exception):
+    """A store or server cannot be used now. The message is one line: object, cause, action."""
+
+
+class UsageError(Exception):
+    """The command line is invalid. The message is one line."""
+
+
+class Halted(Exception):
+    """An operator must decide. The message is one line: what contradicts what, and what to do."""
+
+
+def main(module: str, *, connect_early: bool = False) -> None:
+    """Import `module`, call its `main()`, and exit with the status that it returns.
+
+    `connect_early`: start the TigerBeetle client first, which takes 0.6 s to connect, and import meanwhile.
+    """
+    os.umask(0o077)  # durable promises can carry code, so only their owner may read or write the files
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # a uuid is Unicode, whatever the locale
+    try:
+        status = _status(module, connect_early)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        sys.unraisablehook = lambda _: None  # objects that were interrupted half made report nothing useful
+        warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the result is final; only the interpreter's exit is left
+    sys.exit(status)
+
+
+def print_result(text: str) -> None:
+    """Write a result to stdout at once. Raises OSError if stdout is full, closed or has no reader."""
+    if sys.stdout is None:
+        raise OSError("stdout is closed")
+    try:
+        print(text, flush=True)  # noqa: T201
+    except OSError as error:
+        # The rest of the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def print_diagnostic(text: str) -> None:
+    """Write one line to stderr. A failure is ignored: an account does not depend on its diagnostics."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # it may quote a foreign row
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    """Write the debug logs of the SDK and the clients to stderr, without the token; or disable them."""
+    import logging
+
+    def hide_token(record: logging.LogRecord) -> bool:
+        token = os.environ.get("RESONATE_TOKEN")
+        if token:
+            record.msg, record.args = record.getMessage().replace(token, "<token>"), ()
+        return True
+
+    if verbose:
+        logging.disable(logging.NOTSET)
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.root.handlers[0].addFilter(hide_token)
+    else:
+        logging.disable()
+
+
+def _status(module: str, connect_early: bool) -> int:  # noqa: FBT001
+    if sys.version_info < (3, 12):
+        return _fail(
+            "Python 3.12 or newer is required; this is {}: see README.md".format(sys.version.split()[0])
+        )
+    try:
+        if connect_early and len(sys.argv) > 1 and not {"-h", "--help"} & set(sys.argv):
+            importlib.import_module("clients.early").connect()
+        return int(importlib.import_module(module).main())
+    except ModuleNotFoundError as error:
+        return _fail(f"the package {error.name} is not installed; install the dependencies: see README.md")
+    except UsageError as error:
+        return _fail(str(error), USAGE)
+    except Halted as error:
+        return _fail(str(error), HALTED)
+    except Unavailable as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error}; no account is lost: fix the cause and run again")
+    except Exception as error:
+        if {"-v", "--verbose"} & set(sys.argv):
+            raise
+        return _fail(f"unexpected {type(error).__name__}: {error}; run again with -v for the traceback")
+
+
+def _fail(line: str, status: int = UNAVAILABLE) -> int:
+    print_diagnostic(" ".join(line.split()))
+    return status

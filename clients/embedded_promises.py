@@ -1,0 +1,214 @@
+"""The embedded promises, for testing only: the SDK's in-process engine, made durable in an SQLite file.
+
+One process at a time may use them. A Resonate server replaces them: set RESONATE_URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+from resonate.connections import LocalConnection
+from resonate.connections.local import (
+    DurablePromise,
+    PTimeout,
+    ServerState,
+    Task,
+    TTimeout,
+    unwrap_request_envelope,
+    wrap_response_envelope,
+)
+from resonate.error import ConnectorError, ServerError
+from resonate.timing import Clock, now_ms
+from resonate_base import ORIGIN_HEADER
+
+from .console import Unavailable
+from .outages import FIRST_ANSWER_TIMEOUT_S, Outages
+from .sqlite_file import Database, open_private
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Seconds between two attempts to lock the promises of a process that may be about to end.
+LOCK_RETRY_S = 0.05
+
+
+class _Snapshot(msgspec.Struct):
+    promises: dict[str, DurablePromise]
+    tasks: dict[str, Task]
+    p_timeouts: list[PTimeout]
+    t_timeouts: list[TTimeout]
+
+
+class _Origin:
+    """The engine's state for one top-level promise and what was started below it."""
+
+    def __init__(self, saved: bytes | None, now: int) -> None:
+        self.state = ServerState()
+        self.saved = saved or self.snapshot()  # an empty state: reading an unknown promise writes nothing
+        self.users = 0
+        if saved is not None:
+            snapshot = msgspec.json.decode(saved, type=_Snapshot)
+            self.state.promises = snapshot.promises
+            self.state.tasks = snapshot.tasks
+            self.state.p_timeouts = snapshot.p_timeouts
+            self.state.t_timeouts = snapshot.t_timeouts
+        # This process has the file's lock and has just read this origin, so any lease belongs to a dead process.
+        for task in self.state.tasks.values():
+            if task.state == "acquired":
+                self.state.task_release(now, None, {"id": task.id})
+        self.state.outgoing.clear()
+
+    def snapshot(self) -> bytes:
+        state = self.state
+        return msgspec.json.encode(_Snapshot(state.promises, state.tasks, state.p_timeouts, state.t_timeouts))
+
+    @property
+    def finished(self) -> bool:
+        state = self.state
+        return all(p.state != "pending" for p in state.promises.values()) and all(
+            t.state == "fulfilled" for t in state.tasks.values()
+        )
+
+
+class EmbeddedPromises(LocalConnection):
+    """The SDK's `LocalConnection`, made durable: state is on disk before the response is returned.
+
+    Two changes are not written at once: "step started" and "listener registered". They are written with the
+    next result, because a rerun repeats them.
+
+    A top-level promise and its steps are one row. It is read on the first request and released when it is
+    settled. So neither the start nor an account gets slower as the number of promises grows.
+    """
+
+    SCHEMA = "CREATE TABLE IF NOT EXISTS origins (origin TEXT PRIMARY KEY, state TEXT NOT NULL)"
+
+    def __init__(self, directory: Path, group: str, outages: Outages, clock: Clock = now_ms) -> None:
+        super().__init__(group=group, clock=clock)
+        self._database = Database(directory / "promises.db", self.SCHEMA)
+        self._outages = outages
+        self._origins: dict[str, asyncio.Future[_Origin]] = {}
+
+    async def open(self) -> Self:
+        self._lock_fd = await _lock(self._database.path.with_suffix(".lock"))
+        await self._database.open()
+        return self
+
+    async def stop(self) -> None:
+        self._database.fail_if_locked = True
+        await super().stop()
+
+    async def close(self) -> None:
+        await self._database.close()
+        if hasattr(self, "_lock_fd"):
+            os.close(self._lock_fd)
+
+    async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
+        """Apply the request and return the response after the new state is on disk."""
+        request = unwrap_request_envelope(msgspec.json.decode(req))
+        if request["kind"].startswith("schedule."):
+            raise ServerError(501, "embedded promises have no schedules; start a Resonate server")
+        name = (headers or {})[ORIGIN_HEADER]
+        origin = await self._enter(name)
+        try:
+            response = origin.state.apply(self._clock(), request)
+            if request["kind"] == "task.fence":
+                # The SDK already knows the task's other steps: it ran them, or got them at the start.
+                response["preload"] = []
+            if origin.state.outgoing or not _is_repeatable(request, response):
+                await self._save(name, origin)
+        finally:
+            self._leave(name, origin)
+        return msgspec.json.encode(wrap_response_envelope(response)).decode()
+
+    async def _tick_loop(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                for name in list(self._origins):
+                    with contextlib.suppress(ConnectorError):  # reported
+                        origin = await self._enter(name)
+                        try:
+                            origin.state.tick(self._clock())
+                            if origin.state.outgoing:
+                                await self._save(name, origin)
+                        finally:
+                            self._leave(name, origin)
+                await self._sleeper(self._tick_interval)
+
+    async def _enter(self, name: str) -> _Origin:
+        while True:
+            if name not in self._origins:
+                self._origins[name] = asyncio.ensure_future(self._load(name))
+            loading = self._origins[name]
+            try:
+                origin = await asyncio.shield(loading)
+            except Unavailable as outage:
+                self._origins.pop(name, None)
+                self._outages.report(outage)
+                raise ConnectorError(outage) from outage
+            if self._origins.get(name) is loading:
+                origin.users += 1
+                return origin
+            # It was released while this request waited. Two copies would overwrite each other.
+
+    def _leave(self, name: str, origin: _Origin) -> None:
+        origin.users -= 1
+        if origin.users == 0 and origin.finished:
+            self._origins.pop(name, None)
+
+    async def _load(self, name: str) -> _Origin:
+        rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
+        return _Origin(rows[0][0].encode() if rows else None, self._clock())
+
+    async def _save(self, name: str, origin: _Origin) -> None:
+        outgoing, origin.state.outgoing = origin.state.outgoing, []
+        snapshot = origin.snapshot()
+        if snapshot != origin.saved:
+            try:
+                await self._database.write(
+                    "INSERT OR REPLACE INTO origins VALUES (?, ?)", name, snapshot.decode()
+                )
+            except Unavailable as outage:
+                self._outages.report(outage)
+                raise ConnectorError(outage) from outage
+            origin.saved = snapshot
+        self._dispatch_messages(outgoing)
+
+
+def _is_repeatable(request: dict[str, Any], response: dict[str, Any]) -> bool:
+    """Return whether the request only starts a step or a wait, and the response carries no result."""
+    if request["kind"] not in ("task.fence", "promise.register_listener"):
+        return False
+    answer = response["action"]["data"] if "action" in response else response
+    promise = answer.get("promise")
+    return promise is not None and promise["state"] == "pending"
+
+
+async def _lock(path: Path) -> int:
+    """Lock the file, so that one process at a time uses the promises. Returns the file descriptor.
+
+    Raises `Unavailable`, naming the other process, if it does not end in time.
+    """
+    descriptor = open_private(path)
+    give_up = time.monotonic() + FIRST_ANSWER_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                holder = os.pread(descriptor, 32, 0).decode()
+                os.close(descriptor)
+                raise Unavailable(
+                    f"{path.parent} is in use by process {holder}; wait for it, or start a Resonate server "
+                    "(RESONATE_URL), which several processes can share"
+                ) from None
+            await asyncio.sleep(LOCK_RETRY_S)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            return descriptor

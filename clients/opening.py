@@ -1,0 +1,87 @@
+"""Open the clients that the settings name, and close them again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from .embedded_ledger import EmbeddedLedger
+from .embedded_promises import EmbeddedPromises
+from .outages import Outages
+from .resonate_server import GROUP, server
+from .sqlite_file import Database
+from .system_of_record import SystemOfRecord, open_client
+from .system_of_reference import SystemOfReference
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from resonate.resonate import Resonate
+
+    from .settings import Settings
+    from .system_of_record import Ledger
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The open clients. `promises` are the arguments of `Resonate`."""
+
+    reference: SystemOfReference
+    record: SystemOfRecord
+    promises: dict[str, Any]
+    outages: Outages
+    _database: Database
+
+    @contextlib.asynccontextmanager
+    async def running(self, resonate: Resonate) -> AsyncIterator[None]:
+        """Run the block, raise the outage that ends it, and stop the SDK.
+
+        A step that waits for a store gets no answer when the stores close. Its promise stays pending.
+        """
+        try:
+            async with self.outages.interrupting():
+                yield
+        finally:
+            stopping = asyncio.create_task(resonate.stop())
+            await asyncio.gather(self._database.close(), self.record.close())
+            await stopping
+
+
+@contextlib.asynccontextmanager
+async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncIterator[Clients]:
+    """Open both stores and the connection to the promises. Raises `Unavailable`.
+
+    `serve`: receive the tasks that others have created, as a worker does. A command runs only its own.
+    """
+    outages = Outages()
+    async with contextlib.AsyncExitStack() as stack:
+        promises: dict[str, Any]
+        if settings.resonate_url is None:
+            engine = EmbeddedPromises(settings.data_dir, GROUP, outages)
+            stack.push_async_callback(engine.close)
+            await engine.open()
+            # ttl 0: a lease never expires, because no other process can take over. There is nothing to poll.
+            promises = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
+        else:
+            promises = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+        database = Database(settings.data_dir / "accounts.db", SystemOfReference.SCHEMA)
+        stack.push_async_callback(database.close)
+        record = open_record(settings, outages)
+        stack.push_async_callback(record.close)
+        await asyncio.gather(database.open(), record.open())
+        yield Clients(SystemOfReference(database, outages), record, promises, outages, database)
+
+
+def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:
+    """Return the System of Record that the settings name, not yet open."""
+    address, cluster = settings.tb_address, settings.tb_cluster_id
+    if address is None:
+        return SystemOfRecord(EmbeddedLedger(settings.data_dir).open, "the embedded ledger", outages)
+
+    async def connect() -> Ledger:
+        return open_client(address, cluster)
+
+    return SystemOfRecord(connect, f"TigerBeetle at {address} (cluster {cluster})", outages)

@@ -1,0 +1,125 @@
+"""What happens when a store or server is unavailable.
+
+One rule: a store failure never settles a durable promise. The step that meets the failure raises the SDK's
+`PlatformError`, which releases the step's task and leaves its promise pending. The next run resumes there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from resonate.error import ConnectorError, PlatformError
+
+from .console import Unavailable, print_diagnostic
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+#: Seconds that a store or server has for its first answer.
+FIRST_ANSWER_TIMEOUT_S = 5.0
+
+#: Seconds that a store or server has for each later answer. A run then gives up; the next run resumes.
+ANSWER_TIMEOUT_S = 30.0
+
+#: Seconds between two attempts of a worker, which does not give up.
+RETRY_INTERVAL_S = 0.5
+
+
+class Outages:
+    """The outages of one process.
+
+    A command ends at its first outage: `interrupting` raises it. A worker sets `wait_forever`: its steps
+    wait until the outage is over, and stderr gets one line when it begins and one when it ends.
+    """
+
+    def __init__(self) -> None:
+        self.wait_forever = False
+        self._first: Unavailable | None = None
+        self._interrupted: asyncio.Task[object] | None = None
+        self._ongoing: set[str] = set()
+
+    def report(self, outage: Unavailable, store: str = "") -> None:
+        if self.wait_forever:
+            if store not in self._ongoing:
+                self._ongoing.add(store)
+                print_diagnostic(f"{outage}; this worker waits until it recovers")
+        elif self._first is None:
+            self._first = outage
+            task = self._interrupted
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+
+    def over(self, store: str) -> None:
+        if store in self._ongoing:
+            self._ongoing.remove(store)
+            print_diagnostic(f"{store} is available again")
+
+    @contextlib.asynccontextmanager
+    async def interrupting(self) -> AsyncIterator[None]:
+        """Run the block. An outage cancels it and is raised in its place."""
+        task = self._interrupted = asyncio.current_task()
+        assert task is not None
+        try:
+            if self._first is not None:
+                raise self._first
+            yield
+        except asyncio.CancelledError:
+            if self._first is not None and task.uncancel() == 0:  # else Ctrl-C cancels it, too
+                raise self._first from None
+            raise
+        except Exception:
+            if self._first is not None:  # the error follows from the outage
+                raise self._first from None
+            raise
+        finally:
+            self._interrupted = None
+
+    async def keep_pending[T](self, store: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Return the answer to a step's request. An outage is reported and leaves the step's promise pending."""
+        while True:
+            try:
+                return await request()
+            except Unavailable as outage:
+                self.report(outage, store)
+                if not self.wait_forever:
+                    raise PlatformError([ConnectorError(outage)]) from outage
+            await asyncio.sleep(RETRY_INTERVAL_S)
+
+
+class Batcher[Q, A]:
+    """Batch requests: those that arrive while one batch is in flight form the next batch."""
+
+    def __init__(self, send: Callable[[list[Q]], Coroutine[None, None, list[A]]]) -> None:
+        self._send = send
+        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def ask(self, request: Q) -> A:
+        """Return the answer, or raise the error of the whole batch."""
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answer))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_waiting())
+        return await answer
+
+    async def drain(self) -> None:
+        """Wait until no request is waiting or in flight."""
+        if self._sending is not None:
+            await asyncio.wait({self._sending})  # unlike `await`, this does not pass on a cancellation
+
+    async def _send_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                answers = await self._send([request for request, _ in batch])
+            except Exception as error:  # noqa: BLE001 - those who asked get it
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+            else:
+                for (_, answer), value in zip(batch, answers, strict=True):
+                    if not answer.done():
+                        answer.set_result(value)
+        self._sending = None

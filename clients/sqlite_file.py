@@ -1,0 +1,161 @@
+"""One SQLite file, used from asyncio: neither a lock nor a sync to disk stops the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self
+
+from . import outages
+from .console import Unavailable
+from .outages import Batcher
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+#: Seconds between two attempts to use a file that another process has locked.
+LOCK_RETRY_S = 0.005
+
+SQLITE_REMEDIES = {
+    sqlite3.SQLITE_CANTOPEN: "set DATA_DIR to a writable directory and run again",
+    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
+    sqlite3.SQLITE_FULL: "free some disk space and run again",
+    sqlite3.SQLITE_NOTADB: "move the file away or choose another DATA_DIR",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable and run again",
+}
+
+
+def remedy(error: sqlite3.Error, default: str) -> str:
+    """Return what the user can do about the error."""
+    return SQLITE_REMEDIES.get(primary_code(error), default)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def open_private(path: Path) -> int:
+    """Open or create a file, and its directory, that only their owner may use. Returns a file descriptor."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise Unavailable(
+            f"cannot open {path}: {error}; {SQLITE_REMEDIES[sqlite3.SQLITE_CANTOPEN]}"
+        ) from error
+
+
+#: The work, and whether it writes.
+type Transaction = tuple[Callable[[sqlite3.Connection], Any], bool]
+
+
+class Database:
+    """One SQLite file with `synchronous=FULL`: an answered write survives a power cut.
+
+    Transactions that arrive while one is being committed share the next one, and so its sync to disk. An
+    answer comes after the commit. Statements run on the event loop, because they take microseconds, less
+    than a change of threads. The commit runs on a thread of its own.
+    """
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self.path = path
+        self._schema = schema
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
+        self._transactions = Batcher(self._commit_patiently)
+        self._db: sqlite3.Connection | None = None
+        self._closed = False
+        self.fail_if_locked = False  # do not wait for another process's lock any more
+
+    async def open(self) -> Self:
+        """Open the file. If it does not exist, create it, readable by its owner alone."""
+        connect = functools.partial(self._on_thread, self._connect)
+        await self._retry_while_locked(connect, outages.FIRST_ANSWER_TIMEOUT_S)
+        return self
+
+    async def close(self) -> None:
+        """Refuse new requests, answer the waiting ones, and close the file. May be called again."""
+        self._closed = True
+        await self._transactions.drain()
+        if self._db is not None:
+            await self._on_thread(self._db.close)
+            self._db = None
+        self._thread.shutdown()
+
+    async def read(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Return the rows."""
+        return await self.transact(lambda db: db.execute(sql, parameters).fetchall(), writes=False)
+
+    async def write(self, sql: str, *parameters: Any) -> int:
+        """Return the number of rows written, after they are on disk."""
+        return await self.transact(lambda db: db.execute(sql, parameters).rowcount)
+
+    async def transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        """Run `work` in a transaction and return its result after the commit.
+
+        Raises `Unavailable` if SQLite cannot do it; the effects of `work` are then unknown.
+        """
+        if self._closed:
+            raise Unavailable(f"{self.path} is closing; run again to resume")
+        result: T = await self._transactions.ask((work, writes))
+        return result
+
+    def _connect(self) -> None:
+        os.close(open_private(self.path))
+        # isolation_level=None: this class begins transactions; sqlite3 would guess.
+        db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA wal_checkpoint")  # the last writes of a killed process may not be synced yet
+            db.executescript(self._schema)
+        except sqlite3.Error:
+            db.close()
+            raise
+        self._db = db
+
+    async def _commit_patiently(self, batch: list[Transaction]) -> list[Any]:
+        return await self._retry_while_locked(
+            functools.partial(self._commit, batch), outages.ANSWER_TIMEOUT_S
+        )
+
+    async def _commit(self, batch: list[Transaction]) -> list[Any]:
+        db = self._db
+        if db is None:
+            raise Unavailable(f"{self.path} is closed; run again to resume")
+        writes = any(writes for _, writes in batch)
+        db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        try:
+            results = [work(db) for work, _ in batch]
+            if writes:
+                await self._on_thread(functools.partial(db.execute, "COMMIT"))
+            else:
+                db.execute("COMMIT")
+        except Exception:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        return results
+
+    async def _on_thread[T](self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _retry_while_locked[T](self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + timeout_s
+        while True:
+            try:
+                return await attempt()
+            except sqlite3.Error as error:
+                if primary_code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    action = remedy(error, "check the file and run again")
+                    raise Unavailable(f"cannot use {self.path}: {error}; {action}") from error
+                if loop.time() > give_up or self._closed or self.fail_if_locked:
+                    raise Unavailable(
+                        f"{self.path} is locked by another process; end that process and run again"
+                    ) from error
+                await asyncio.sleep(LOCK_RETRY_S)

@@ -1,0 +1,134 @@
+"""The System of Record on TigerBeetle: the account exists if, and only if, it exists here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import tigerbeetle as tb
+
+from . import outages as limits
+from .account import accounts_of, id_of
+from .console import Unavailable
+from .outages import Batcher, Outages
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+
+class Ledger(Protocol):
+    """The requests that the example makes, as `tigerbeetle.ClientAsync` and `EmbeddedLedger` answer them."""
+
+    def create_accounts(
+        self, accounts: list[tb.Account], /
+    ) -> Coroutine[Any, Any, list[tb.CreateAccountResult]]: ...
+    def lookup_accounts(self, accounts: list[int], /) -> Coroutine[Any, Any, list[tb.Account]]: ...
+    def query_accounts(self, query_filter: tb.QueryFilter, /) -> Coroutine[Any, Any, list[tb.Account]]: ...
+    async def close(self) -> None: ...
+
+
+#: Clients that `early.py` has started, by address and cluster id. `open_client` takes them.
+early_clients: dict[tuple[str, int], tb.ClientAsync] = {}
+
+
+def open_client(address: str, cluster: int) -> tb.ClientAsync:
+    """Return a TigerBeetle client. Raises `Unavailable` if the address is invalid."""
+    return early_clients.pop((address, cluster), None) or connect(address, cluster)
+
+
+def connect(address: str, cluster: int) -> tb.ClientAsync:
+    """Start a TigerBeetle client. Raises `Unavailable` if the address is invalid."""
+    try:
+        return tb.ClientAsync(cluster_id=cluster, replica_addresses=address)
+    except (tb.client.InitError, UnicodeEncodeError) as error:
+        reason = getattr(error.args[0], "name", "not ASCII")
+        raise Unavailable(
+            f"TB_ADDRESS={address!r} is invalid ({reason}); set it to ports or IP:port, separated by commas, "
+            "such as 3000 or 127.0.0.1:3000; host names are not accepted"
+        ) from error
+
+
+class SystemOfRecord:
+    def __init__(self, connect: Callable[[], Awaitable[Ledger]], store: str, outages: Outages) -> None:
+        self._connect = connect
+        self._store = store
+        self._outages = outages
+        self._client: Ledger | None = None
+        self._creating = Batcher(self._create_batch)
+
+    async def open(self) -> Self:
+        """Connect and wait for the first answer. Raises `Unavailable`."""
+        self._client = await self._connect()
+        await self._ask(lambda client: client.lookup_accounts([0]), limits.FIRST_ANSWER_TIMEOUT_S)
+        return self
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def create(self, account: tb.Account) -> tb.CreateAccountStatus:
+        """Create the account and return TigerBeetle's status. Accounts in flight share a request."""
+        tb.CAccount.from_param(
+            account
+        )  # an account that cannot be encoded fails here, before it joins a batch
+        return await self._outages.keep_pending(self._store, lambda: self._creating.ask(account))
+
+    async def guids_of(self, uuid: str) -> list[str]:
+        """Return the guids of the uuid's accounts: none, or one; several are a conflict."""
+        return [str(account.id) for account in await self.query_accounts(accounts_of(uuid))]
+
+    async def lookup(self, guid: object) -> tb.Account | None:
+        """Return the account under a guid, None if TigerBeetle has none or the guid is invalid."""
+        id_ = id_of(guid)
+        accounts = [] if id_ is None else await self.lookup_accounts([id_])
+        return accounts[0] if accounts else None
+
+    async def lookup_accounts(self, ids: list[int]) -> list[tb.Account]:
+        return await self._keep_pending(lambda client: client.lookup_accounts(ids))
+
+    async def query_accounts(self, query_filter: tb.QueryFilter) -> list[tb.Account]:
+        return await self._keep_pending(lambda client: client.query_accounts(query_filter))
+
+    async def _create_batch(self, accounts: list[tb.Account]) -> list[tb.CreateAccountStatus]:
+        results = await self._ask(lambda client: client.create_accounts(accounts), limits.ANSWER_TIMEOUT_S)
+        return [result.status for result in results]
+
+    async def _keep_pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
+        return await self._outages.keep_pending(
+            self._store, lambda: self._ask(request, limits.ANSWER_TIMEOUT_S)
+        )
+
+    async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+        """Make the request until it is answered. Every request may be repeated safely."""
+        while (client := self._client) is not None:
+            # The client waits for its server without a limit, and cancelling a request leaks its packet.
+            # So the request is a task of its own that nobody cancels; closing the client ends it.
+            answer = asyncio.create_task(request(client))
+            while not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
+                outage = Unavailable(
+                    f"{self._store} did not answer within {timeout_s:.0f} s; start it, or correct the settings, "
+                    "and run again"
+                )
+                if not self._outages.wait_forever:
+                    answer.add_done_callback(lambda late: late.exception())
+                    raise outage
+                self._outages.report(outage, self._store)
+            try:
+                result = answer.result()
+            except tb.ClientClosedError:
+                continue
+            except tb.ClientEvictedError:
+                # A cluster keeps 64 sessions and evicts the oldest. Its client needs a new one.
+                if self._client is client:
+                    self._client = await self._connect()
+                    await client.close()
+            except (tb.ClientReleaseTooLowError, tb.ClientReleaseTooHighError) as error:
+                raise Unavailable(
+                    f"{self._store} rejected this client version ({error}); "
+                    "install the `tigerbeetle` version that matches the server"
+                ) from error
+            else:
+                self._outages.over(self._store)
+                return result
+        raise Unavailable(f"the connection to {self._store} is closing; run again to resume")
