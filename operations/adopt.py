@@ -1,119 +1,104 @@
-"""After a panic: `python ops/adopt.py uuid` finishes what was staged, `--again` creates what was not.
+"""After a panic: `python -m operations adopt UUID` finishes the account. `--again` creates it anew.
 
-A panic is for good: the durable promise `create-account-<uuid>` stays rejected, and no step of it ever runs
-again. That is what makes it safe to go on here, under a durable id of its own:
+A panic is final: the durable promise `create-account-<uuid>` stays rejected, and no step of it runs again.
+So this command may write, under a durable promise of its own:
 
-- SQLite has a row, and TigerBeetle no account for the uuid: the row's own guid is committed.
-- TigerBeetle holds one account for the uuid, and SQLite has no row: its row is staged again.
-- Neither, and `--again`: `create_account` runs once more, with a fresh guid.
-- Both, and they agree: there is nothing to do.
+- A row is staged, and TigerBeetle holds no account for the uuid: the row's own guid is committed.
+- TigerBeetle holds one account for the uuid, and there is no row: its row is staged again.
+- Neither, and `--again`: `create_account` runs once more, with a new guid.
+- Both, and they agree: nothing is written.
 
-Then it prints the same two lines as `create_account.py`, read from the stores, as often as it is run.
+Then it prints the same two lines as `create_account.py`, read from the stores, each time it is run.
 
-The ids are `attempt-<number>-create-account-<uuid>`, from 2. They begin with an `a` and a uuid's own with a
-`c`, so no uuid can make the two equal; the number has no dash, so no two of them are equal either. Before
-an attempt begins, all that went before are settled; and one that is pending is gone on with, not doubled.
+The promise ids are `attempt-<number>-create-account-<uuid>`, from 2. An attempt begins only after all earlier
+attempts are settled; a pending attempt is resumed.
 
-Refused, in one line, with nothing written: while the first promise is pending, or if there is none, for
-`create_account.py` might then still write; and where the stores say that it would make a second account.
+The command refuses, in one line, and changes nothing: if the first promise is pending or not found, because
+`create_account.py` might still write; and if the stores show that it would create a second account.
 
-Exit status: 0 the account exists; 98 refused, or a panic; 1 a store or server cannot be used; 2 usage;
+Exit status: 0 the account exists; 98 refused, or a panic; 1 a store or server is unavailable; 2 usage;
 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    import start
-
-    start.main("adopt")
-
-import argparse
-import asyncio
 import shlex
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from check import Found, attempt, look, open_readers, read_command_line
+from clients.account import promise_id
+from clients.console import Halted, print_result
+from clients.panic import Panic
+from clients.system_of_record import SystemOfRecord
+from clients.system_of_reference import SystemOfReference
+from create_account import DEADLINE, Outcome, commit_account, connect, create_account, panic_if
 
-from console import note, show
-from create_account import (
-    DEADLINE,
-    Outcome,
-    Panic,
-    connect,
-    create_account,
-    owner,
-    panic_if,
-    tigerbeetle_create_account,
-)
-from stores import SystemOfRecord, SystemOfReference
+from .state import AccountState, open_readers, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from resonate.context import Context
 
-    from settings import Settings
+    from clients.settings import Settings
 
 # -- Workflows -------------------------------------------------------------
 
 
 @types.coroutine
 def commit_staged(ctx: Context, uuid: str, guid: str) -> Generator[Any, Any, dict[str, str]]:
-    """Create the account that SQLite stages. Returns and raises what `create_account` does."""
+    """Commit the account that is staged. Returns and raises the same as `create_account`."""
     ctx = ctx.options(timeout=DEADLINE)
 
-    # It reads the row again, and whether there is another account for the uuid by now.
-    tigerbeetle = yield from ctx.run(tigerbeetle_create_account, uuid, guid).__await__()
+    # The step reads both stores again, because they may have changed since the decision.
+    committed = yield from ctx.run(commit_account, uuid, guid).__await__()
 
-    panic_if(tigerbeetle.type == "exists_diff", "TigerBeetle exists_diff", uuid, guid, tigerbeetle.found)
-    panic_if(tigerbeetle.type == "out_of_order", "ordering violated", uuid, guid, tigerbeetle.found)
+    panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, guid, committed)
+    panic_if(committed.type == "ordering_violated", "ordering violated", uuid, guid, committed)
 
     return {"uuid": uuid, "guid": guid}
 
 
 @types.coroutine
 def stage_committed(ctx: Context, uuid: str, guid: str) -> Generator[Any, Any, dict[str, str]]:
-    """Give the account that TigerBeetle holds its row. Returns and raises what `create_account` does."""
+    """Stage the account that TigerBeetle holds. Returns and raises the same as `create_account`."""
     ctx = ctx.options(timeout=DEADLINE)
 
-    sqlite = yield from ctx.run(sqlite_stage_committed, uuid, guid).__await__()
+    reference = ctx.get_dependency(SystemOfReference).name
 
-    panic_if(sqlite.type == "exists_diff", "SQLite exists_diff", uuid, guid, sqlite.found)
-    panic_if(sqlite.type == "out_of_order", "ordering violated", uuid, guid, sqlite.found)
+    staged = yield from ctx.run(stage_existing, uuid, guid).__await__()
+
+    panic_if(staged.type == "exists_diff", f"{reference} exists_diff", uuid, guid, staged)
+    panic_if(staged.type == "ordering_violated", "ordering violated", uuid, guid, staged)
 
     return {"uuid": uuid, "guid": guid}
 
 
-async def sqlite_stage_committed(ctx: Context, uuid: str, guid: str) -> Outcome:
-    """Write the row of an account that is the uuid's only one."""
-    sqlite = ctx.get_dependency(SystemOfReference)
-    tigerbeetle = ctx.get_dependency(SystemOfRecord)
+async def stage_existing(ctx: Context, uuid: str, guid: str) -> Outcome:
+    """Write the row of an account that is the uuid's only account."""
+    reference, tigerbeetle = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    held = await tigerbeetle.guids_of(owner(uuid))
-    if held != [guid]:
-        return Outcome("out_of_order", f"TigerBeetle holds {', '.join(held) or 'no account'}")
-    written = await sqlite.write(
-        "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING", uuid, guid
-    )
-    rows = await sqlite.read("SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?", uuid, guid)
+    existing_guids = await tigerbeetle.guids_of(uuid)
+    if existing_guids != [guid]:
+        held = ", ".join(existing_guids) or "no account"
+        return Outcome("ordering_violated", guid, f"TigerBeetle holds {held} for this uuid")
+    written = await reference.stage(uuid, guid)
+    rows = await reference.rows_of(uuid, guid)
     if rows == [(uuid, guid)]:
-        return Outcome("created" if written else "exists_same")
-    return Outcome(
-        "exists_diff", f"SQLite stages {' and '.join(f'uuid {u!r} with guid {g}' for u, g in rows)}"
-    )
+        return Outcome("created" if written else "exists_same", guid)
+    staged = " and ".join(f"uuid {u!r} with guid {g}" for u, g in rows)
+    return Outcome("exists_diff", guid, f"{reference.name} stages {staged or 'nothing'}")
 
 
-# -- What to do ------------------------------------------------------------
+# -- The decision ----------------------------------------------------------
 
-#: No worker serves it: only this command knows these workflows, and goes on with one that it finds pending.
+#: No worker listens to this group: only this command knows these workflows and resumes them.
 GROUP = "operators"
 
 
 class Refused(Exception):
-    """Nothing is done. The message is one line: why, and the way out."""
+    """Nothing is changed. The message is one line: cause and action."""
 
 
 @dataclass(frozen=True)
@@ -123,80 +108,69 @@ class Attempt:
     arguments: tuple[str, ...]
 
 
-def decide(found: Found, *, again: bool) -> Attempt | None:
-    """Return what is to be done, None where the account exists. Raises `Refused`."""
-    uuid, promises = found.uuid, found.promises
-    first, run = attempt(uuid, 1), f"python create_account.py -- {shlex.quote(uuid)}"
+def decide(state: AccountState, *, again: bool) -> Attempt | None:
+    """Return what to do; None if the account exists. Raises `Refused`."""
+    uuid, promises = state.uuid, state.promises
+    first, command = promise_id(uuid), f"python create_account.py -- {shlex.quote(uuid)}"
     if not promises:
-        raise Refused(f"promise {first} is not there: nobody has asked for it, or it is lost; {run}")
+        raise Refused(f"promise {first} not found (never created, or lost); run {command}")
     if promises[-1].state == "pending":
         if len(promises) == 1:
-            raise Refused(f"promise {first} is pending, and a run goes on with it; {run}")
-        return Attempt(promises[-1].id, create_account, (uuid,))  # it goes on as what it was begun as
+            raise Refused(f"promise {first} is pending; to resume it, run {command}")
+        return Attempt(promises[-1].id, create_account, (uuid,))  # the promise records which workflow it is
 
-    lost = found.broken_promises()
-    if found.contradictions() or any(promise.guid != found.guid for promise in lost):
-        raise Refused("; ".join(found.reasons()))
-    if found.accounts and found.rows:
+    lost = state.broken_promises()
+    if state.contradictions() or any(promise.guid != state.guid for promise in lost):
+        raise Refused("; ".join(state.reasons()))
+    if state.accounts and state.rows:
         return None
 
-    following = attempt(uuid, len(promises) + 1)
-    if found.accounts:
-        return Attempt(following, stage_committed, (uuid, str(found.accounts[0].id)))
-    if found.guid is None and not again:
-        raise Refused("nothing is staged, and TigerBeetle holds no account; --again creates one")
-    if found.guid is None:
-        return Attempt(following, create_account, (uuid,))
+    next_id = promise_id(uuid, len(promises) + 1)
+    if state.accounts:
+        return Attempt(next_id, stage_committed, (uuid, str(state.accounts[0].id)))
+    if state.guid is None and not again:
+        raise Refused("nothing is staged, and TigerBeetle holds no account; use --again to create one")
+    if state.guid is None:
+        return Attempt(next_id, create_account, (uuid,))
     if lost and not again:
-        raise Refused(f"{'; '.join(found.reasons())}; restore it, or --again creates it anew, and empty")
+        raise Refused(
+            f"{'; '.join(state.reasons())}; restore TigerBeetle, or use --again to recreate the account with the "
+            "same guid and a zero balance"
+        )
     if again and not lost:
-        raise Refused(f"SQLite stages guid {found.guid}; finish that one, without --again")
-    return Attempt(following, commit_staged, (uuid, found.guid))
+        raise Refused(f"guid {state.guid} is staged; run adopt without --again to finish it")
+    return Attempt(next_id, commit_staged, (uuid, state.guid))
 
 
 async def run(uuid: str, settings: Settings, *, again: bool) -> int:
-    found = await read(uuid, settings)
+    state = await read(uuid, settings)
     try:
-        todo = decide(found, again=again)
+        attempt = decide(state, again=again)
     except Refused as refused:
-        note(f"nothing is done: {refused}")
-        return int(Panic.code)
-    if todo is not None:
+        raise Halted(f"refused, nothing changed: {refused}") from refused
+    if attempt is not None:
         try:
-            await carry_out(todo, settings)
+            await carry_out(attempt, settings)
         except Panic as panic:
-            note(str(panic))
-            return int(Panic.code)
-        found = await read(uuid, settings)
-    if found.verdict != "exists":
-        note(f"PANIC: uuid {uuid!r} is {found.verdict}: {'; '.join(found.reasons())}")
-        return int(Panic.code)
-    show(f"UUID: {uuid}\nGUID: {found.guid}")
+            raise Halted(str(panic)) from panic
+        state = await read(uuid, settings)
+    if state.verdict != "exists":
+        raise Halted(f"PANIC: uuid {uuid!r} is {state.verdict}: {'; '.join(state.reasons())}")
+    print_result(f"UUID: {uuid}\nGUID: {state.guid}")
     return 0
 
 
-async def read(uuid: str, settings: Settings) -> Found:
-    async with open_readers(settings) as readers:
-        return await readers.outages.race(look(readers, uuid))
+async def read(uuid: str, settings: Settings) -> AccountState:
+    async with open_readers(settings) as readers, readers.outages.interrupting():
+        return await read_state(readers, uuid)
 
 
-async def carry_out(todo: Attempt, settings: Settings) -> None:
-    """Run the attempt, or go on with it. Raises its `Panic`."""
-    async with connect(settings) as (resonate, clients):
+async def carry_out(attempt: Attempt, settings: Settings) -> None:
+    """Run or resume the attempt. Raises its `Panic`."""
+    async with connect(settings) as (resonate, _):
         resonate.register(commit_staged, name="commit_staged")
         resonate.register(stage_committed, name="stage_committed")
         start = resonate.options(timeout=DEADLINE, target=GROUP).run
-        promise = start(todo.id, todo.workflow, *todo.arguments)
-        await clients.outages.race(promise.id())
-        await clients.outages.race(promise.result())
-
-
-# -- Command line ----------------------------------------------------------
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser("adopt.py", description="Finish an account that a panic has left.")
-    parser.add_argument("uuid", help="whose account")
-    parser.add_argument("--again", action="store_true", help="create it where nothing of it is left")
-    arguments, settings = read_command_line(parser)
-    return asyncio.run(run(arguments.uuid, settings, again=arguments.again))
+        promise = start(attempt.id, attempt.workflow, *attempt.arguments)
+        await promise.id()
+        await promise.result()

@@ -1,28 +1,22 @@
-"""Create an account for each uuid of a list: `python backfill.py [FILE]`, or from stdin.
+"""Create an account for each uuid of a list: `python -m operations backfill [FILE]`, or from stdin.
 
-One uuid a line, UTF-8, any number of lines, in constant memory. Each is its own durable promise,
-`create-account-<uuid>`, exactly as if `create_account.py` had been asked for it: a later single run, or a
-second backfill with lines added, removed or reordered, finds the same accounts.
+One uuid per line, UTF-8, any number of lines, in constant memory. Each uuid has its own durable promise,
+`create-account-<uuid>`, exactly as with `create_account.py`. A later single run, or a second backfill with
+lines added, removed or reordered, finds the same accounts.
 
-stdout gets `uuid<TAB>guid` for each line, in the order of the input, once TigerBeetle is seen to hold the
-account. So a backfill that was killed and is run again with the same input prints the whole result, and
-prints the same every time. A uuid that comes twice is shown twice, with the one account that it has.
+stdout gets `uuid<TAB>guid` for each line, in input order, after TigerBeetle is seen to hold the account. If a
+backfill is killed and run again with the same input, it prints the whole result, and the same each time. A
+uuid that occurs twice is printed twice, with its one account.
 
-Not an account, and not on stdout: a line that is no uuid (settings.py), an empty one included, is named by
-number and skipped; a panic halts its account, not its neighbours, and is reported at the end.
+An invalid line, also an empty one, is named by its number on stderr and skipped. A panic halts its account
+only, and is reported at the end.
 
-Exit status: 98 if an account is halted, else 2 if a line is invalid, else 0; 1 a store or server cannot be
-used; 130 Ctrl-C. A reader of stdout that has seen enough, such as `head`, is no error: the rest is left.
+Exit status: 98 if an account is halted, else 2 if a line is invalid, else 0; 1 a store or server is
+unavailable; 130 Ctrl-C. If the reader of stdout closes it, as `head` does, the backfill ends without an error.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    import console
-
-    console.main("backfill")
-
-import argparse
 import asyncio
 import codecs
 import contextlib
@@ -38,12 +32,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from resonate.error import ResonateError, ServerError
+from resonate.error import ServerError
 from tqdm import tqdm
 
-from console import log_to_stderr, note, show
-from create_account import DEADLINE, Panic, connect, create_account, not_held, owner
-from settings import UUID_MAX, Clients, Settings, check_uuid
+from clients.account import UUID_MAX_CHARACTERS, check_uuid, promise_id
+from clients.console import HALTED, USAGE, Halted, print_diagnostic, print_result
+from clients.results import confirmed_guid
+from create_account import DEADLINE, connect, create_account
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,24 +46,22 @@ if TYPE_CHECKING:
     from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
 
-#: As many as the SDK executes at once; more would only wait in it while their leases run.
-IN_FLIGHT_MAX = 64
+    from clients.opening import Clients
+    from clients.settings import Settings
 
-#: Bytes of a line that are kept: the longest uuid, a carriage return, and one that tells that it is longer.
-LINE_MAX = 4 * UUID_MAX + 2
-
-INVALID = 2
+#: Bytes of a line that are stored: the longest uuid, a carriage return, and one that shows a longer line.
+LINE_MAX_BYTES = 4 * UUID_MAX_CHARACTERS + 2
 
 # -- Input -----------------------------------------------------------------
 
 
 async def ready(add: Callable[..., None], remove: Callable[[int], Any], descriptor: int) -> None:
-    """Wait for a pipe or a terminal, so that neither of them stops leases, or Ctrl-C."""
+    """Wait for a pipe or a terminal without blocking the event loop, which renews leases and handles Ctrl-C."""
     event = asyncio.Event()
     try:
         add(descriptor, event.set)
     except PermissionError:
-        return  # a file always is
+        return  # a regular file is always ready
     try:
         await event.wait()
     finally:
@@ -76,7 +69,7 @@ async def ready(add: Callable[..., None], remove: Callable[[int], Any], descript
 
 
 async def read_lines(descriptor: int) -> AsyncIterator[bytes]:
-    """Yield the lines as they come, without their ends. Of one that is too long enough is kept to tell."""
+    """Yield the lines as they arrive, without their ends. A line is cut after `LINE_MAX_BYTES`."""
     loop = asyncio.get_running_loop()
     rest = b""
     while True:
@@ -85,7 +78,7 @@ async def read_lines(descriptor: int) -> AsyncIterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line
-        rest = rest[:LINE_MAX]
+        rest = rest[:LINE_MAX_BYTES]
         if not chunk:
             break
     if rest:
@@ -94,12 +87,12 @@ async def read_lines(descriptor: int) -> AsyncIterator[bytes]:
 
 def parse(line: bytes) -> str:
     """Return the uuid. Raises ValueError saying what is wrong."""
-    if len(line) >= LINE_MAX:
-        raise ValueError(f"the uuid is too long; {UUID_MAX} characters is the most")
+    if len(line) >= LINE_MAX_BYTES:
+        raise ValueError(f"the uuid is too long; the maximum is {UUID_MAX_CHARACTERS} characters")
     try:
         return check_uuid(line.removesuffix(b"\r").decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8: {error.reason}") from error
+        raise ValueError(f"the line is not UTF-8: {error.reason}") from error
 
 
 # -- Accounts --------------------------------------------------------------
@@ -114,7 +107,7 @@ class Account:
 
 
 class Backfill:
-    """Reads, creates and shows, with at most `in_flight` accounts in between."""
+    """Reads uuids, creates their accounts, at most `in_flight` at a time, and prints them in order."""
 
     def __init__(
         self, resonate: Resonate, clients: Clients, in_flight: int, halted: IO[str], bar: tqdm[Any]
@@ -129,12 +122,12 @@ class Backfill:
         self._order: asyncio.Queue[asyncio.Task[Account] | None] = asyncio.Queue()
 
     async def run(self, descriptor: int) -> None:
-        """Raises what `console.show` raises. Of outages tells `Outages.race`."""
+        """Create all accounts. Raises OSError if stdout cannot be written."""
         reading = asyncio.create_task(self._read(descriptor))
         reading.add_done_callback(lambda _: self._order.put_nowait(None))
         try:
             while (task := await self._order.get()) is not None:
-                await self._show(await task)
+                await self._print(await task)
                 self._slots.release()
                 self._bar.update()
             await reading
@@ -151,7 +144,7 @@ class Backfill:
             except ValueError as error:
                 self.counts["invalid"] += 1
                 with tqdm.external_write_mode(sys.stderr):
-                    note(f"line {number} is skipped: {error}")
+                    print_diagnostic(f"line {number} is skipped: {error}")
                 self._bar.update()
                 continue
             await self._slots.acquire()
@@ -160,53 +153,44 @@ class Backfill:
             self._order.put_nowait(self._asked[uuid])
 
     async def _account(self, uuid: str) -> Account:
-        existed, promise = await self._promise(uuid)
         try:
-            guid = (await promise.result())["guid"]
-        except Panic as panic:
-            return Account(uuid, halted=str(panic))
-        except (ResonateError, LookupError, TypeError) as error:  # canceled, say, or another program's
-            what = f"{type(error).__name__}: {error}"
-            return Account(uuid, halted=f"PANIC: promise create-account-{uuid} holds no account: {what}")
-        # Read first, here too: what is shown as an account is the one that TigerBeetle holds now.
-        held = await self._clients.record.guids_of(owner(uuid))
-        if held != [guid]:
-            return Account(uuid, halted=not_held(uuid, guid, held))
+            existed, promise = await self._promise(uuid)
+            guid = await confirmed_guid(promise, uuid, self._clients.record)
+        except Halted as halted:
+            return Account(uuid, halted=str(halted))
         return Account(uuid, guid, existed)
 
     async def _promise(self, uuid: str) -> tuple[bool, ResonateHandle[Any]]:
-        """Return whether the account's durable promise was settled before, and a handle to it."""
-        name = f"create-account-{uuid}"
+        """Return a handle to the account's durable promise, and whether the promise was settled before."""
+        id_ = promise_id(uuid)
         try:
-            promise = await self._resonate.get(name)
+            promise = await self._resonate.get(id_)
             if promise.done():
                 return True, promise
         except ServerError as error:
             if error.code != HTTPStatus.NOT_FOUND:
                 raise
-        promise = self._resonate.options(timeout=DEADLINE).run(name, create_account, uuid)
-        await promise.id()  # kept, or an error: a promise that is not has no result
-        return False, promise
+        return False, self._resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
 
-    async def _show(self, account: Account) -> None:
-        again = self._asked.pop(account.uuid, None) is None
+    async def _print(self, account: Account) -> None:
+        repeated = self._asked.pop(account.uuid, None) is None
         if account.halted:
             self.counts["halted"] += 1
             print(account.halted, file=self._halted)
             return
-        self.counts["existing" if account.existed or again else "created"] += 1
+        self.counts["existing" if account.existed or repeated else "created"] += 1
         loop = asyncio.get_running_loop()
         await ready(loop.add_writer, loop.remove_writer, sys.stdout.fileno())
         with tqdm.external_write_mode() if sys.stdout.isatty() else contextlib.nullcontext():
-            show(f"{account.uuid}\t{account.guid}")
+            print_result(f"{account.uuid}\t{account.guid}")
 
 
 def number_requests(resonate: Resonate) -> None:
-    """Tell the SDK's requests apart by numbers, which within a process is enough.
+    """Number the SDK's requests. Within a process, numbers are unique enough.
 
-    It takes random bytes, of the system's, and each time the interpreter goes to another thread that waits
-    for it: a fifth of the whole time. (This is no public part of the SDK, whose release is pinned. One that
-    does not know of it is slower, and no more than that.)
+    The SDK takes random bytes from the system. Each time, the interpreter may switch to another thread, which
+    costs a fifth of the whole time. `_corr_id` is private, and the SDK's release is pinned. A release without
+    it would be slower, but correct.
     """
     numbers = itertools.count()
     resonate._sender._corr_id = lambda: str(next(numbers))
@@ -219,12 +203,13 @@ async def backfill(descriptor: int, in_flight: int, settings: Settings) -> int:
     with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as halted:
         async with connect(settings) as (resonate, clients):
             number_requests(resonate)
-            seen = sys.stderr is not None and sys.stderr.isatty()
-            bar = tqdm(total=count_lines(descriptor) if seen else None, unit=" accounts", disable=not seen)
+            visible = sys.stderr is not None and sys.stderr.isatty()
+            total = count_lines(descriptor) if visible else None
+            bar = tqdm(total=total, unit=" accounts", disable=not visible)
             work = Backfill(resonate, clients, in_flight, halted, bar)
             started = time.monotonic()
             try:
-                await clients.outages.race(work.run(descriptor))
+                await work.run(descriptor)
             except OSError as error:
                 if not isinstance(error.__cause__, BrokenPipeError):
                     raise
@@ -232,55 +217,34 @@ async def backfill(descriptor: int, in_flight: int, settings: Settings) -> int:
                 bar.close()
                 report(work.counts, halted, time.monotonic() - started)
     if work.counts["halted"]:
-        return int(Panic.code)
-    return INVALID if work.counts["invalid"] else 0
+        return HALTED
+    return USAGE if work.counts["invalid"] else 0
 
 
 def report(counts: Counter[str], halted: IO[str], seconds: float) -> None:
-    """Say on stderr what became of the lines."""
+    """Print the halted accounts and the counts to stderr."""
     halted.seek(0)
     for line in halted:
-        note(line.rstrip("\n"))
+        print_diagnostic(line.rstrip("\n"))
     names = ("created", "existing", "halted", "invalid")
     rate = (counts["created"] + counts["existing"]) / seconds
-    note(", ".join(f"{name} {counts[name]:,}" for name in names) + f"; {rate:,.0f} accounts/s")
+    print_diagnostic(", ".join(f"{name} {counts[name]:,}" for name in names) + f"; {rate:,.0f} accounts/s")
 
 
 def count_lines(descriptor: int) -> int | None:
-    """Return how many lines a file has, from where it is read; None for what is no file."""
+    """Return the number of lines from the current position; None if it is not a regular file."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
-    here = os.lseek(descriptor, 0, os.SEEK_CUR)
+    start = os.lseek(descriptor, 0, os.SEEK_CUR)
     count = 0
     while chunk := os.read(descriptor, 1 << 20):
         count += chunk.count(b"\n")
-    os.lseek(descriptor, here, os.SEEK_SET)
+    os.lseek(descriptor, start, os.SEEK_SET)
     return count
 
 
-def number_in_flight(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= IN_FLIGHT_MAX):
-        raise argparse.ArgumentTypeError(f"a number from 1 to {IN_FLIGHT_MAX}")
-    return int(text)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser("backfill.py", description="Create an account for each uuid, once.")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="uuids, one a line; without it: stdin")
-    parser.add_argument(
-        "--in-flight",
-        metavar="N",
-        type=number_in_flight,
-        default=IN_FLIGHT_MAX,
-        help="accounts at once, 1 to %(default)s",
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the clients' own logging")
-    arguments = parser.parse_args()
-    log_to_stderr(verbose=arguments.verbose)
-    settings = Settings.read(os.environ)
-    if settings.stand_ins:
-        note(settings.stand_ins)
-    lines = Path(arguments.file).open("rb") if arguments.file else sys.stdin  # noqa: SIM115
+async def run(file: str | None, in_flight: int, settings: Settings) -> int:
+    lines = Path(file).open("rb") if file else sys.stdin  # noqa: SIM115, ASYNC230
     if lines is None or sys.stdout is None:
         raise OSError("stdin or stdout is closed")
-    return asyncio.run(backfill(lines.fileno(), arguments.in_flight, settings))
+    return await backfill(lines.fileno(), in_flight, settings)

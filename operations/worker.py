@@ -1,65 +1,62 @@
-"""Serve account creation to a Resonate server: `python worker.py`, as many as you like on one host.
+"""Serve account creation to a Resonate server: `python -m operations worker`, any number of workers on one host.
 
 Other programs start an account by name, from any language that has a Resonate SDK, or from a shell:
 
     resonate invoke create-account-user-123 --func create_account --json-args '["user-123"]' \\
         --target poll://any@create-account --timeout 36500d
 
-The promise's id must be `create-account-<uuid>`, as here: by it, all who ask for a uuid ask for one account.
+The promise's id must be `create-account-<uuid>`, so that all requests for a uuid share one promise.
 
-What a worker that dies was doing another one finishes, once its lease is over. All of them share DATA_DIR:
-SQLite is a local file, so they are on one host. A worker waits for as long as a store or the server is away,
-and says so on stderr, once when it begins and once when it is over.
+If a worker dies, another worker resumes its tasks after their leases expire. All workers share DATA_DIR,
+because SQLite is a local file: they run on one host. A worker waits as long as a store or the server is
+unavailable, and says so on stderr, once when the outage begins and once when it ends.
 
-Exit status: 0 SIGTERM, and 130 Ctrl-C, once what runs is handed back; 1 no server is set, or it or a store
-cannot be used at the start; 2 usage. A second signal ends it at once, and the lease does the rest.
+Exit status: 0 SIGTERM and 130 Ctrl-C, after the tasks in progress are released; 1 no server is configured, or
+it or a store is unavailable at the start; 2 usage. A second signal ends the process at once; its leases expire.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    import console
-
-    console.main("worker")
-
-import argparse
 import asyncio
 import contextlib
-import os
 import signal
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from resonate.error import ResonateError, ServerError
+from resonate.error import ResonateError
 
-import stores
-from console import INTERRUPTED, log_to_stderr, note
+from clients import outages
+from clients.console import INTERRUPTED, Unavailable, print_diagnostic
+from clients.resonate_server import GROUP
+from clients.results import exists
 from create_account import connect
-from settings import Settings
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
 
+    from clients.settings import Settings
 
-async def serve(settings: Settings) -> int:
+
+async def run(settings: Settings) -> int:
+    if settings.resonate_url is None:
+        raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
     received = cancel_at_first_signal()
     try:
         async with connect(settings, serve=True) as (resonate, clients):
-            await clients.outages.race(ask(resonate))
-            clients.outages.endless = True
-            note(f"serving create_account to the Resonate server at {settings.resonate_url}")
+            await exists(resonate, GROUP)  # raises an outage at the start
+            clients.outages.wait_forever = True
+            print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:
                 await watch(resonate)
             finally:
-                clients.outages.endless = False
-                note("ending: what runs is handed back")
+                clients.outages.wait_forever = False
+                print_diagnostic("stopping: releasing the tasks in progress")
     except asyncio.CancelledError:
         return 0 if signal.SIGTERM in received else INTERRUPTED
     return 0
 
 
 def cancel_at_first_signal() -> list[signal.Signals]:
-    """Cancel this task at the first SIGTERM or SIGINT, returned in a list; the second one ends the process."""
+    """Cancel this task at the first SIGTERM or SIGINT; a second one ends the process. Returns the signals received."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     received: list[signal.Signals] = []
 
@@ -77,31 +74,8 @@ def cancel_at_first_signal() -> list[signal.Signals]:
 
 
 async def watch(resonate: Resonate) -> None:
-    """Ask the server now and then: where there is nothing to do, nothing else would notice that it is away."""
+    """Ask the server regularly, because an idle worker would not notice an outage otherwise."""
     while True:
-        await asyncio.sleep(stores.PATIENCE)
+        await asyncio.sleep(outages.ANSWER_TIMEOUT_S)
         with contextlib.suppress(ResonateError):
-            await ask(resonate)
-
-
-async def ask(resonate: Resonate) -> None:
-    try:
-        await resonate.promises.get("create-account")
-    except ServerError as error:
-        if error.code != HTTPStatus.NOT_FOUND:
-            raise
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        "worker.py", description="Create the accounts that other programs ask for."
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the clients' own logging")
-    arguments = parser.parse_args()
-    log_to_stderr(verbose=arguments.verbose)
-    settings = Settings.read(os.environ)
-    if settings.resonate_url is None:
-        raise stores.Unavailable(
-            "a worker serves a Resonate server, and none is set: set RESONATE_URL, such as http://127.0.0.1:8001"
-        )
-    return asyncio.run(serve(settings))
+            await exists(resonate, GROUP)

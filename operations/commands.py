@@ -1,0 +1,78 @@
+"""The operators' command line: what each command is for, and its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+
+from clients.command_line import add_uuid, add_verbose, parse
+
+#: As many as the SDK runs at once. More would wait inside the SDK while their leases expire.
+IN_FLIGHT_MAX = 64
+
+DESCRIPTION = """\
+Commands for operators of create_account.py.
+
+  check UUID           Does this account exist? Prints what the promises and both stores hold.
+  audit                Do TigerBeetle and the System of Reference agree about all accounts?
+  adopt UUID           After a panic: finish the account. With --again: create it if nothing is left.
+  backfill [FILE]      Create an account for each uuid of a list, one per line.
+  worker               Create the accounts that other programs request from a Resonate server.
+
+check and audit change nothing. All commands read the same settings as create_account.py.
+`%(prog)s COMMAND --help` explains one command.
+"""
+
+
+def main() -> int:
+    arguments, settings = parse(_parser())
+    given = vars(arguments)
+    command = given.pop("command")
+    del given["verbose"]
+    module = importlib.import_module(f"operations.{command}")
+    return int(asyncio.run(module.run(settings=settings, **given)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    program = "python -m operations" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
+    parser = argparse.ArgumentParser(
+        program, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help="see above")
+
+    def add(name: str, description: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, description=description)
+        add_verbose(command)
+        return command
+
+    add_uuid(add("check", "Does this account exist? Reads everything and changes nothing."))
+    add("audit", "Do the two stores agree? Reads all of both and changes nothing.")
+    adopt = add("adopt", "After a panic: finish the account.")
+    add_uuid(adopt)
+    adopt.add_argument(
+        "--again",
+        action="store_true",
+        help="create a new account if nothing is staged, or recreate one that TigerBeetle lost",
+    )
+    backfill = add("backfill", "Create an account for each uuid of a list, once.")
+    backfill.add_argument(
+        "file", metavar="FILE", nargs="?", help="uuids, one per line; without FILE they are read from stdin"
+    )
+    backfill.add_argument(
+        "--in-flight",
+        metavar="N",
+        type=_number_in_flight,
+        default=IN_FLIGHT_MAX,
+        help="accounts at the same time, 1 to %(default)s",
+    )
+    add("worker", "Create the accounts that other programs request from a Resonate server.")
+    return parser
+
+
+def _number_in_flight(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= IN_FLIGHT_MAX):
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {IN_FLIGHT_MAX}")
+    return int(text)

@@ -1,0 +1,267 @@
+"""Read what the promises and both stores hold for a uuid, and change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+import msgspec
+import tigerbeetle as tb
+from resonate.codec import Codec, NoopEncryptor
+from resonate.error import ServerError
+from resonate.resonate import Resonate
+from resonate.types import Value
+
+from clients.account import accounts_of, check_uuid, differences, id_of, promise_id
+from clients.console import Unavailable
+from clients.embedded_ledger import EmbeddedLedger
+from clients.opening import open_record
+from clients.outages import Outages
+from clients.resonate_server import server
+from clients.sqlite_file import Database, remedy
+from clients.system_of_record import SystemOfRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from clients.settings import Settings
+
+type Verdict = Literal["exists", "staged", "unreferenced", "absent", "conflict"]
+
+# -- Reading ---------------------------------------------------------------
+
+
+#: Size of a -wal file's header. SQLite cannot read a -wal file that ends there.
+WAL_HEADER_BYTES = 32
+
+
+class ReadOnly(Database):
+    """An SQLite file that another process may be writing. Reads see its newest commit and change nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, schema="")
+
+    async def open(self) -> ReadOnly:
+        await self.read("SELECT 1 FROM sqlite_master")
+        return self
+
+    async def transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        """Return what `work` reads. Raises `Unavailable` if the file cannot be read."""
+        if writes:
+            raise NotImplementedError(f"{self.path} is open for reading only")
+        give_up = time.monotonic() + 1  # a process that opens or closes the file blocks it for a moment
+        while True:
+            mode, _ = seen = self._files()
+            try:
+                uri = f"file:{quote(os.fsencode(self.path))}?{mode}"
+                with contextlib.closing(sqlite3.connect(uri, timeout=1, uri=True)) as db:
+                    db.execute("BEGIN")
+                    result = work(db)
+            except sqlite3.Error as error:
+                if time.monotonic() > give_up:
+                    raise Unavailable(
+                        f"cannot read {self.path}: {error}; {remedy(error, 'check the file')}"
+                    ) from error
+                await asyncio.sleep(0.02)
+            else:
+                if self._files() == seen:
+                    return result
+
+    def _files(self) -> tuple[str, object]:
+        """Return how to open the file without creating any, and a value that differs after a change.
+
+        SQLite's `mode=ro` creates missing `-wal` and `-shm` files. But if the `-wal` file is empty, the main
+        file is complete, and `immutable` reads only the main file. If another process writes meanwhile, the
+        result does not count and is read again.
+        """
+        try:
+            file = self.path.stat()
+        except FileNotFoundError as error:
+            raise Unavailable(
+                f"{self.path} does not exist: correct DATA_DIR or restore the file (expected only if no account "
+                "was ever requested here)"
+            ) from error
+        if self._size("-wal") > WAL_HEADER_BYTES or self._size("-journal"):
+            return "mode=ro&readonly_shm=1" if self._size("-shm") else "mode=ro", None
+        return "immutable=1", (file.st_ino, file.st_size, file.st_mtime_ns)
+
+    def _size(self, suffix: str) -> int:
+        try:
+            return self.path.with_name(self.path.name + suffix).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+class ReadOnlyLedger(EmbeddedLedger):
+    def __init__(self, directory: Path) -> None:
+        self._database = ReadOnly(directory / "ledger.db")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A durable promise. Its value is JSON; the pickles in it are not loaded."""
+
+    id: str
+    state: str
+    value: Any
+
+    @property
+    def guid(self) -> str | None:
+        """The guid that a resolved promise records; None for any other promise."""
+        if self.state != "resolved" or not isinstance(self.value, dict):
+            return None
+        return str(self.value.get("guid"))
+
+
+@dataclass(frozen=True)
+class Readers:
+    reference: ReadOnly
+    record: SystemOfRecord
+    promise: Callable[[str], Awaitable[Promise | None]]
+    outages: Outages
+
+
+@contextlib.asynccontextmanager
+async def open_readers(settings: Settings) -> AsyncIterator[Readers]:
+    """Open both stores and the promises for reading only. Raises `Unavailable`."""
+    outages = Outages()
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.resonate_url is None:
+            promise = _embedded(await ReadOnly(settings.data_dir / "promises.db").open())
+        else:
+            # Without a registered function and without a listener, no workflow can run here.
+            requests = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
+            resonate = Resonate(**requests | {"sources": []})
+            stack.push_async_callback(resonate.stop)
+            promise = _served(resonate)
+        reference = await ReadOnly(settings.data_dir / "accounts.db").open()
+        if settings.tb_address is None:
+            ledger = ReadOnlyLedger(settings.data_dir)
+            record = SystemOfRecord(ledger.open, "the embedded ledger", outages)
+        else:
+            record = open_record(settings, outages)
+        stack.push_async_callback(record.close)
+        await record.open()
+        yield Readers(reference, record, promise, outages)
+
+
+def _embedded(promises: ReadOnly) -> Callable[[str], Awaitable[Promise | None]]:
+    async def get(id_: str) -> Promise | None:
+        for (state,) in await promises.read("SELECT state FROM origins WHERE origin = ?", id_):
+            promise = msgspec.json.decode(state)["promises"][id_]
+            value = msgspec.convert(promise["value"] or {}, Value)
+            return Promise(id_, promise["state"], Codec(NoopEncryptor()).decode(value))
+        return None
+
+    return get
+
+
+def _served(resonate: Resonate) -> Callable[[str], Awaitable[Promise | None]]:
+    async def get(id_: str) -> Promise | None:
+        try:
+            promise = await resonate.promises.get(id_)
+        except ServerError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return Promise(id_, promise.state, promise.value.data)
+
+    return get
+
+
+# -- The state of one account ----------------------------------------------
+
+
+@dataclass(frozen=True)
+class AccountState:
+    """What the promises and both stores hold for one uuid. `promises`: the first run, then the adoptions."""
+
+    uuid: str
+    promises: list[Promise]
+    accounts: list[tb.Account]
+    rows: list[tuple[Any, Any]]
+
+    @property
+    def guid(self) -> str | None:
+        """The guid that SQLite stages for the uuid."""
+        return next((guid for uuid, guid in self.rows if uuid == self.uuid), None)
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.reasons():
+            return "conflict"
+        if self.accounts:
+            return "exists" if self.rows else "unreferenced"
+        return "staged" if self.rows else "absent"
+
+    def contradictions(self) -> list[str]:
+        """Return how the stores contradict each other, or the rule of one account per uuid."""
+        problems = [
+            f"SQLite stages guid {guid} for uuid {uuid!r}" for uuid, guid in self.rows if uuid != self.uuid
+        ]
+        if self.guid is not None and id_of(self.guid) is None:
+            problems.append(f"SQLite stages guid {self.guid!r}, which is not a valid account id")
+        if self.guid is not None or len(self.accounts) > 1:
+            others = [str(account.id) for account in self.accounts if str(account.id) != self.guid]
+            problems += [f"TigerBeetle holds account {guid} for the uuid" for guid in others]
+        for account in self.accounts:
+            problems += [
+                f"TigerBeetle's account {account.id} has {difference}"
+                for difference in differences(account, self.uuid)
+            ]
+        return problems
+
+    def broken_promises(self) -> list[Promise]:
+        """Return the resolved promises whose account TigerBeetle does not hold."""
+        held = {str(account.id) for account in self.accounts}
+        return [
+            promise for promise in self.promises if promise.state == "resolved" and promise.guid not in held
+        ]
+
+    def reasons(self) -> list[str]:
+        """Return the reasons for the verdict `conflict`."""
+        return self.contradictions() + [
+            f"promise {promise.id} is resolved, but TigerBeetle does not hold its account {promise.guid}"
+            for promise in self.broken_promises()
+        ]
+
+
+async def read_state(readers: Readers, uuid: str) -> AccountState:
+    """Read the promises, then TigerBeetle, then the System of Reference.
+
+    A run writes them in the reverse order, so each object already read implies that the next read finds its
+    counterpart, also while a run is in progress.
+    """
+    promises: list[Promise] = []
+    while is_uuid(uuid) and (promise := await readers.promise(promise_id(uuid, len(promises) + 1))):
+        promises.append(promise)
+    accounts = await readers.record.query_accounts(accounts_of(uuid))
+    guids = [str(account.id) for account in accounts]
+    rows = await readers.reference.read(
+        f"SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid IN ({sql_placeholders(guids)})",  # noqa: S608
+        uuid, *guids,
+    )  # fmt: skip
+    staged = [id_of(guid) for _, guid in rows if guid not in guids]
+    accounts += await readers.record.lookup_accounts([id_ for id_ in staged if id_ is not None])
+    return AccountState(uuid, promises, accounts, rows)
+
+
+def is_uuid(uuid: str) -> bool:
+    """Return whether an account can have been requested with it. Another program's row can hold any text."""
+    try:
+        check_uuid(uuid)
+    except ValueError:
+        return False
+    return True
+
+
+def sql_placeholders(values: list[str]) -> str:
+    return ", ".join("?" * len(values))
