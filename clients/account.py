@@ -74,7 +74,7 @@ def check_request(id_: str, uuid: object) -> None:
     The ids of `promise_id` belong to one uuid each. Any other id is allowed: it cannot hide a uuid's own.
     """
     if not isinstance(uuid, str):
-        raise ValueError(f"the uuid is not text: {uuid!r}; no account was created")  # noqa: TRY004
+        raise ValueError(f"the uuid is not text: {uuid!r}; no account was created")
     try:
         check_uuid(uuid)
     except ValueError as error:

@@ -88,9 +88,7 @@ def log_to_stderr(*, verbose: bool) -> None:
 
 def _status(module: str, connect_early: bool) -> int:  # noqa: FBT001
     if sys.version_info < (3, 12):
-        return _fail(
-            "Python 3.12 or newer is required; this is {}: see README.md".format(sys.version.split()[0])
-        )
+        return _fail(f"Python 3.12 or newer is required; this is {sys.version.split()[0]}: see README.md")
     try:
         if connect_early and len(sys.argv) > 1 and not {"-h", "--help"} & set(sys.argv):
             importlib.import_module("clients.early").connect()

@@ -86,14 +86,12 @@ async def held(point: str) -> None:
 
 def set_limits() -> None:
     """Set `LEASE`, `PATIENCE` and `FILE_SIZE` from the environment."""
-    import server
-    import stores
+    from clients import outages, resonate_server
 
     if lease := os.environ.get("LEASE"):
-        server.LEASE = timedelta(seconds=float(lease))
+        resonate_server.LEASE = timedelta(seconds=float(lease))
     if patience := os.environ.get("PATIENCE"):
-        for module in (server, stores):
-            module.__dict__["PATIENCE"] = float(patience)
+        outages.ANSWER_TIMEOUT_S = float(patience)
     if size := os.environ.get("FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 
@@ -107,7 +105,8 @@ def watch() -> None:
     import tigerbeetle as tb
     from resonate.send import Sender
 
-    import stores
+    from clients.system_of_record import SystemOfRecord
+    from clients.system_of_reference import SystemOfReference
 
     set_limits()
     for variable in ("CRASH", "HOLD"):
@@ -123,8 +122,8 @@ def watch() -> None:
         return guid
 
     tb.id = generate
-    around(stores.SystemOfReference, "write", lambda *_: "effect 2")
-    around(stores.SystemOfRecord, "create_accounts", lambda *_: "effect 3")
+    around(SystemOfReference, "stage", lambda *_: "effect 2")
+    around(SystemOfRecord, "create", lambda *_: "effect 3")
 
     def step_of(promise_id: str) -> str:
         return promise_id.rpartition(":")[2]
@@ -146,7 +145,7 @@ def watch() -> None:
 
 if __name__ == "__main__":
     watch()
-    import console
+    from clients import console
 
     sys.argv[0] = "create_account.py"
     console.main("create_account")

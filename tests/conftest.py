@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import tigerbeetle as tb
 
-from create_account import owner
-from embedded import EmbeddedLedger
-from stores import owned_by
+from clients.account import accounts_of, owner_of
+from clients.embedded_ledger import EmbeddedLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -220,13 +219,13 @@ class World:
     def accounts(self, uuid: str) -> list[str]:
         return [
             str(account.id)
-            for account in self.ledger(lambda client: client.query_accounts(owned_by(owner(uuid))))
+            for account in self.ledger(lambda client: client.query_accounts(accounts_of(uuid)))
         ]
 
     def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
         def ask(client: tb.ClientSync) -> dict[str, list[str]]:
             return {
-                uuid: [str(account.id) for account in client.query_accounts(owned_by(owner(uuid)))]
+                uuid: [str(account.id) for account in client.query_accounts(accounts_of(uuid))]
                 for uuid in uuids
             }
 
@@ -259,7 +258,7 @@ class EmbeddedWorld(World):
         with contextlib.closing(sqlite3.connect(self.data / "ledger.db")) as db:
             for guid, user_data in db.execute("SELECT id, user_data_128 FROM accounts"):
                 owned.setdefault(user_data, []).append(guid)
-        return {uuid: owned.get(str(owner(uuid)), []) for uuid in uuids}
+        return {uuid: owned.get(str(owner_of(uuid)), []) for uuid in uuids}
 
     def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
         return ask(EmbeddedLedgerSync(self.data))  # type: ignore[arg-type]

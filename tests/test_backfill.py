@@ -21,7 +21,8 @@ from typing import IO, Any
 import pytest
 import tigerbeetle as tb
 
-from settings import Settings, open_clients
+from clients.opening import open_clients
+from clients.settings import Settings
 
 from .conftest import EmbeddedWorld, ServerWorld, World, locked, wait_until
 
@@ -30,8 +31,11 @@ LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
 KILLS = int(os.environ.get("BACKFILL_KILLS", "0"))
 
 #: The command, with the limits that tests/child.py reads from the environment.
-LIMITED = "import console; from tests.child import set_limits; set_limits(); console.main('backfill')"
-COMMAND = [sys.executable, "-c", LIMITED]
+LIMITED = (
+    "from tests.child import set_limits; set_limits(); "
+    "from clients import console; console.main('operations.commands')"
+)
+COMMAND = [sys.executable, "-c", LIMITED, "backfill"]
 
 
 @pytest.fixture

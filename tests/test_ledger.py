@@ -20,10 +20,9 @@ from typing import Any, cast
 
 import pytest
 import tigerbeetle as tb
+from embedded import EmbeddedLedger
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from embedded import EmbeddedLedger
 
 from .conftest import EmbeddedLedgerSync
 

@@ -39,10 +39,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from console import log_to_stderr
-from create_account import DEADLINE, Panic, connect, create_account, owner
-from settings import Settings
-from stores import Unavailable
+from clients.account import owner_of
+from clients.console import Unavailable, log_to_stderr
+from clients.panic import Panic
+from clients.settings import Settings
+from create_account import DEADLINE, connect, create_account
 
 from .child import POINTS, STEPS, watch
 from .conftest import EmbeddedWorld, ServerWorld, World, needs
@@ -59,9 +60,9 @@ async def attempt(promise: str, uuid: str) -> str:
     try:
         async with connect(Settings.read(os.environ)) as (resonate, clients):
             handle = resonate.options(timeout=DEADLINE).run(promise, create_account, uuid)
-            guid = (await clients.outages.race(handle.result()))["guid"]
+            guid = (await handle.result())["guid"]
             accounts = await clients.record.lookup_accounts([int(guid)])
-            return f"created {guid}" if [a.user_data_128 for a in accounts] == [owner(uuid)] else "lost"
+            return f"created {guid}" if [a.user_data_128 for a in accounts] == [owner_of(uuid)] else "lost"
     except Panic as panic:
         return panic.condition
     except Unavailable:

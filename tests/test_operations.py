@@ -21,14 +21,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import tigerbeetle as tb
 
-sys.path.append(str(Path(__file__).parent.parent / "ops"))
-
-import adopt
-import audit
-import check
-
-from create_account import DEADLINE, connect, create_account, owner
-from settings import Settings
+from clients.account import owner_of
+from clients.console import HALTED, Halted
+from clients.settings import Settings
+from create_account import DEADLINE, connect, create_account
+from operations import adopt, audit, check
 
 from .conftest import (
     ROOT,
@@ -57,7 +54,7 @@ def script(world: World, command: str, *arguments: str, env: dict[str, str] | No
     environ = world.environ() | (env or {})
     del environ["PYTHONPATH"]
     done = subprocess.run(
-        [sys.executable, f"ops/{command}.py", *arguments],
+        [sys.executable, "-m", "operations", command, *arguments],
         env=environ,
         cwd=ROOT,
         capture_output=True,
@@ -76,7 +73,11 @@ def operate(world: World, command: str, *uuid: str, **options: bool) -> Done:
     if command == "adopt":
         options = {"again": False} | options
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = asyncio.run(run(*uuid, Settings.read(world.env), **options))
+        try:
+            status = asyncio.run(run(*uuid, settings=Settings.read(world.env), **options))
+        except Halted as halted:
+            status = HALTED
+            print(halted, file=sys.stderr)
     return Done([], status, out.getvalue(), err.getvalue())
 
 
@@ -105,7 +106,7 @@ def assert_refused(world: World, uuid: str, *words: str, again: bool = False) ->
     done = operate(world, "adopt", uuid, again=again)
     assert (done.returncode, done.stdout) == (REFUSED, "")
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("nothing is done: ")
+    assert line.startswith("refused, nothing changed: ")
     for word in words:
         assert word in line
     assert (world.rows(uuid), world.accounts(uuid)) == (rows, accounts)
@@ -120,7 +121,12 @@ def assert_halted(world: World, uuid: str, panic: str, guid: str = "") -> None:
 def commit(world: World, uuid: str, guid: str, **other: Any) -> None:
     """Create an account in TigerBeetle through another client."""
     world.data.mkdir(mode=0o700, exist_ok=True)
-    fields: dict[str, Any] = {"id": int(guid), "ledger": 1, "code": 1, "user_data_128": owner(uuid)} | other
+    fields: dict[str, Any] = {
+        "id": int(guid),
+        "ledger": 1,
+        "code": 1,
+        "user_data_128": owner_of(uuid),
+    } | other
     [result] = world.ledger(lambda client: client.create_accounts([tb.Account(**fields)]))
     assert result.status == tb.CreateAccountStatus.CREATED
 
@@ -189,7 +195,7 @@ def test_check_absent(world: World, user: str) -> None:
     done = script(world, "check", f"{user}-2")
     assert done.returncode == ABSENT
     assert done.stdout.splitlines() == [
-        f"promise create-account-{user}-2: none",
+        f"promise create-account-{user}-2: not found",
         "TigerBeetle: no account",
         "SQLite: no row",
         "absent",
@@ -241,7 +247,7 @@ def test_check_conflict_the_guid_is_none(world: World, user: str) -> None:
     world.run(user)
     for number, text in enumerate(["", "abc", "0", "007", "-1", "²", str(2**128), "9" * 5000]):
         stage(world, f"{user}-{number}", text)
-        assert_verdict(world, f"{user}-{number}", CONFLICT, "conflict", "which is no id of an account")
+        assert_verdict(world, f"{user}-{number}", CONFLICT, "conflict", "which is not a valid account id")
 
 
 def test_check_conflict_the_promise_is_kept_and_the_account_is_gone(world: World, user: str) -> None:
@@ -330,7 +336,7 @@ def test_a_file_that_is_not_there_or_no_database_is_no_empty_store(
         pytest.skip("it is a server's")
     (world.data / file).rename(world.data / "elsewhere")
     for command in COMMANDS:
-        assert_cannot_tell(script(world, *command(user)), file, "is not there", "DATA_DIR")
+        assert_cannot_tell(script(world, *command(user)), file, "does not exist", "DATA_DIR")
     assert not (world.data / file).exists()
     (world.data / file).write_text("no database, but longer than nothing")
     assert_cannot_tell(script(world, "check", user), file, "not a database")
@@ -338,7 +344,7 @@ def test_a_file_that_is_not_there_or_no_database_is_no_empty_store(
 
 def test_a_directory_that_is_not_there_is_no_empty_store(world: World, user: str) -> None:
     for command in COMMANDS:
-        assert_cannot_tell(script(world, *command(user)), str(world.data), "is not there", "DATA_DIR")
+        assert_cannot_tell(script(world, *command(user)), str(world.data), "does not exist", "DATA_DIR")
     assert not world.data.exists()
 
 
@@ -352,25 +358,25 @@ def test_a_server_that_does_not_answer_tells_nothing(world: World, user: str) ->
 
 def test_ctrl_c_is_130(here: World, user: str) -> None:
     here.run(user)
-    command = [sys.executable, str(ROOT / "ops" / "check.py"), user]
+    command = [sys.executable, "-m", "operations", "check", user]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"TB_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}
         with subprocess.Popen(
-            command, env=here.environ() | address, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=here.environ() | address, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr is not None
             with silent.accept()[0]:  # and now it waits for an answer
                 process.send_signal(signal.SIGINT)
-                assert process.wait(timeout=2) == 130
+                assert process.wait(timeout=60) == 130
             [line] = process.stderr.read().splitlines()
-            assert line.startswith("embedded: ")
+            assert line.startswith("embedded ")
 
 
 def test_usage(here: World) -> None:
     for command in ("check", "audit", "adopt"):
         done = script(here, command, "a", "b")
         assert done.returncode == 2
-        assert done.stderr.startswith(f"usage: {command}.py")
+        assert done.stderr.startswith(f"usage: python -m operations {command}")
         assert script(here, command, "-h").returncode == 0
     for command in ("check", "adopt"):
         assert script(here, command, "a:b").returncode == 2
@@ -391,7 +397,7 @@ def test_audit_finds_that_they_agree(alone: World, user: str) -> None:
     alone.run(user)
     for start in range(0, len(guids), 200):
         accounts = [
-            tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner(f"{user}-{guid}"))
+            tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner_of(f"{user}-{guid}"))
             for guid in guids[start : start + 200]
         ]
         alone.ledger(lambda client, accounts=accounts: client.create_accounts(accounts))  # type: ignore[misc]
@@ -406,7 +412,7 @@ def test_audit_finds_that_they_agree(alone: World, user: str) -> None:
     missing = [guid for guid in [*alone.accounts(user), *guids] if guid not in rows]
     assert status == DISAGREE
     assert lines == [
-        f"unreferenced: TigerBeetle holds account {guid}, and SQLite has no row for it" for guid in missing
+        f"unreferenced: TigerBeetle holds account {guid}, but SQLite has no row for it" for guid in missing
     ]
 
 
@@ -436,13 +442,13 @@ def test_audit_names_each_disagreement_once(alone: World, user: str) -> None:
         [
             [unreferenced],
             [second],
-            ["-staged'", "promise is not there"],
+            ["-staged'", "promise was not found"],
             ["-halted'", "promise is rejected"],
             ["-code'", "has code 2, not 1"],
             ["-foreign'", "has user_data_128 5"],
             ["'another:one\\n\\x1b[2J'", "has user_data_128"],
             ["-text'", "'abc'"],
-            ["guid 5 for None, which is no uuid"],
+            ["guid 5 for None, which is not a valid uuid"],
         ],
         strict=True,
     ):
@@ -598,9 +604,9 @@ def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user:
 def test_adopt_is_refused_before_the_uuid_was_asked_for(world: World, user: str, guid: str) -> None:
     world.run(f"{user}-2")
     for again in (False, True):
-        assert_refused(world, user, f"create-account-{user} is not there", again=again)
+        assert_refused(world, user, f"create-account-{user} not found", again=again)
     stage(world, user, guid)
-    assert_refused(world, user, f"create-account-{user} is not there")
+    assert_refused(world, user, f"create-account-{user} not found")
 
 
 def halt(world: World, user: str) -> None:
@@ -626,7 +632,7 @@ def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, use
 def test_again_is_refused_where_there_is_something_to_finish(world: World, user: str, guid: str) -> None:
     halt(world, user)
     stage(world, user, guid)
-    assert_refused(world, user, f"SQLite stages guid {guid}", again=True)
+    assert_refused(world, user, f"guid {guid} is staged", again=True)
     assert_adopted(world, user, guid)
     assert_adopted(world, user, guid, again=True)  # nothing to do
 

@@ -27,8 +27,8 @@ import aiohttp
 import pytest
 from resonate.connections import SSEConnection
 
-import server
-from server import Messages
+from clients import resonate_server
+from clients.resonate_server import Messages
 
 from .conftest import (
     ROOT,
@@ -319,7 +319,7 @@ def test_the_resonate_server_fails_at_what_it_is_asked(server_world: ServerWorld
         with server_world.held(user, "after effect 3", PATIENCE=SOON) as process:
             second = stack.enter_context(watching(server_world, user))
             stack.enter_context(unwritable(server_world.promises / "resonate.db"))
-        assert_gave_up(server_world.finish(process), "fails (status 500)")
+        assert_gave_up(server_world.finish(process), "keeps returning status 500")
         assert second.poll() is None
         second.kill()
         second.wait()
@@ -347,7 +347,7 @@ def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]
             stderr=err,
         )
         try:
-            wait_until(lambda: b"another process is at it" in Path(err.name).read_bytes())
+            wait_until(lambda: b"another process holds this account" in Path(err.name).read_bytes())
             yield process
         finally:
             process.kill()
@@ -413,7 +413,7 @@ def test_a_process_that_is_left_alone_still_hears_the_server(
 ) -> None:
     """The SDK's own listener goes deaf when aiohttp's limit of five minutes, here half a second, is over."""
     monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
-    monkeypatch.setattr(server, "SILENCE", 0.5)
+    monkeypatch.setattr(resonate_server, "SILENCE_TIMEOUT_S", 0.5)
     url = server_world.env["RESONATE_URL"]
 
     async def hears(listener: SSEConnection, group: str) -> bool:

@@ -9,8 +9,10 @@ import pytest
 import tigerbeetle as tb
 from resonate.error import ResonateError
 
-from create_account import DEADLINE, Panic, connect, create_account, owner
-from settings import Settings
+from clients.account import owner_of
+from clients.panic import Panic
+from clients.settings import Settings
+from create_account import DEADLINE, connect, create_account
 
 from .conftest import World
 
@@ -124,7 +126,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_tigerbeetle_has_the_guid_with_another(world: World, user: str, name: str) -> None:
     guid = tb.id()
-    ours: dict[str, Any] = {"id": guid, "ledger": 1, "code": 1, "user_data_128": owner(user)}
+    ours: dict[str, Any] = {"id": guid, "ledger": 1, "code": 1, "user_data_128": owner_of(user)}
     world.data.mkdir(mode=0o700)
     [created] = world.ledger(lambda client: client.create_accounts([tb.Account(**(ours | FOREIGN[name]))]))
     assert created.status == tb.CreateAccountStatus.CREATED
@@ -159,7 +161,7 @@ def test_sqlite_restored_from_before_another_attempt_committed(world: World, use
     [staged] = world.rows(user)
     world.lose_sqlite()
     committed = str(tb.id())
-    account = tb.Account(id=int(committed), ledger=1, code=1, user_data_128=owner(user))
+    account = tb.Account(id=int(committed), ledger=1, code=1, user_data_128=owner_of(user))
     world.ledger(lambda client: client.create_accounts([account]))
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, staged)
     assert_halted(world, user, "ordering violated", staged, f"TigerBeetle holds {committed}")
@@ -187,7 +189,7 @@ def test_the_ledger_was_emptied_the_promises_are_intact(world: World, user: str)
     run = world.run(user)
     assert (run.status, run.out, run.steps) == (98, "", [])
     assert guid in run.err
-    assert "does not hold it" in run.err
+    assert "TigerBeetle holds no account" in run.err
 
 
 def test_a_panic_comes_back_whole_in_another_process(world: World, user: str) -> None:
@@ -204,4 +206,4 @@ def test_a_panic_comes_back_whole_in_another_process(world: World, user: str) ->
     assert isinstance(panic_, Panic)
     assert (panic_.code, panic_.type, panic_.uuid) == ("98", "Panic", user)
     assert panic_.condition == "SQLite exists_diff"
-    assert "guid 1" in panic_.found
+    assert "guid 1" in panic_.conflict

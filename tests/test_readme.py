@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import create_account
 import settings
 from console import INTERRUPTED
+
+import create_account
 
 from .conftest import ROOT, VARIABLES
 
