@@ -1,28 +1,23 @@
-"""How fast: `python benchmarks/run.py` runs the contenders in turn, several rounds, and prints the medians.
+"""Measure account creation: `python -m benchmarks.run` runs the contenders in turn and prints the medians.
 
-A contender creates accounts in a process of its own, with new stores. It runs without a server, on a real
-TigerBeetle, and on that and a real Resonate server, where they are found: at TB_ADDRESS and RESONATE_URL, or
-`tigerbeetle` and `resonate` on PATH, which are started on free ports with fresh data.
+A contender creates accounts in a process of its own, with new stores. It runs without a server, and also on a
+real TigerBeetle and a real Resonate server if they are found: at TB_ADDRESS and RESONATE_URL, or as
+`tigerbeetle` and `resonate` on PATH, which are then started on free ports with new data.
 
-- `raw`: INSERT, commit, create_accounts, and nothing durable in between. All ratios are to it.
-- `in memory`: the same steps on the SDK's own engine, whose promises are gone with the process. It looks
-  through all of them with each request, so it is measured with 200 accounts, where it is fastest.
-- `durable`: what this example does, as backfill.py does it.
+- `raw`: INSERT, commit, create_accounts, with nothing durable in between. All ratios are relative to it.
+- `in memory`: the same steps on the SDK's own engine, which loses its promises with the process. Each request
+  scans all promises, so it is measured with 200 accounts, where it is fastest.
+- `durable`: this example, as `python -m operations backfill` runs it.
 
-Then the durable one makes `--long` accounts, for its memory and whether it gets slower, and is measured once
-more with those behind it, beside one that has none (in its own files: the ledger has them for both); so is
-the command for one account.
+Then `durable` creates `--long` accounts: for its memory, and to see if it slows down. After that it and the
+command for one account are measured again, with and without those accounts in their files.
 
-Only ratios within one run travel to another machine. Under `taskset -c 1` all contenders have one core.
+`--start N` measures the command for one account against a process that does the same with nothing durable.
+
+Compare only ratios from one run. Timings differ between machines.
 """
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
 import asyncio
@@ -48,11 +43,14 @@ import tigerbeetle as tb
 from resonate.resonate import Resonate
 from resonate.retry import Never
 
-from backfill import IN_FLIGHT_MAX, number_requests
-from create_account import DEADLINE, connect, create_account, owner
-from embedded import EmbeddedLedger
-from settings import Settings, open_clients
-from stores import SystemOfReference
+from clients.account import account_of
+from clients.embedded_ledger import EmbeddedLedger
+from clients.opening import open_clients
+from clients.settings import Settings
+from clients.system_of_reference import SystemOfReference
+from create_account import DEADLINE, connect, create_account
+from operations.backfill import number_requests
+from operations.commands import IN_FLIGHT_MAX
 
 type Create = Callable[[str], Awaitable[Any]]
 
@@ -84,8 +82,7 @@ async def raw(count: int, in_flight: int) -> list[float]:
         async def create(uuid: str) -> None:
             guid = tb.id()
             db.execute("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", (uuid, str(guid)))
-            account = tb.Account(id=guid, ledger=1, code=1, user_data_128=owner(uuid))
-            [result] = await ledger.create_accounts([account])
+            [result] = await ledger.create_accounts([account_of(uuid, str(guid))])
             assert result.status == tb.CreateAccountStatus.CREATED
 
         done = await timed(create, count, in_flight)
@@ -94,14 +91,14 @@ async def raw(count: int, in_flight: int) -> list[float]:
 
 
 async def durable(count: int, in_flight: int) -> list[float]:
-    async with connect(Settings.read(os.environ)) as (resonate, clients):
+    async with connect(Settings.read(os.environ)) as (resonate, _):
         number_requests(resonate)
 
         async def create(uuid: str) -> None:
             promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
             await promise.result()
 
-        return await clients.outages.race(timed(create, count, in_flight))
+        return await timed(create, count, in_flight)
 
 
 async def in_memory(count: int, in_flight: int) -> list[float]:
@@ -155,7 +152,8 @@ def measure(
     arguments = ["--contender", name, "--count", str(count), "--in-flight", str(in_flight)]
     with tempfile.TemporaryDirectory() as new:
         done = subprocess.run(
-            [sys.executable, __file__, *arguments],
+            [sys.executable, "-m", "benchmarks.run", *arguments],
+            cwd=ROOT,
             env=env | {"DATA_DIR": str(data or new)},
             stdout=subprocess.PIPE,
             check=True,
@@ -274,11 +272,46 @@ def long(place: str, env: dict[str, str], count: int, rounds: int) -> None:
         )
 
 
+PLAIN = """
+import sqlite3, sys
+import tigerbeetle as tb
+client = tb.ClientSync(cluster_id=0, replica_addresses=sys.argv[1])
+db = sqlite3.connect(sys.argv[2], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("PRAGMA synchronous=FULL")
+db.execute("CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)")
+guid = tb.id()
+db.execute("INSERT INTO accounts VALUES (?, ?)", (sys.argv[3], str(guid)))
+[result] = client.create_accounts([tb.Account(id=guid, ledger=1, code=1)])
+assert result.status == tb.CreateAccountStatus.CREATED
+client.close()
+"""
+
+
+def start(env: dict[str, str], rounds: int) -> None:
+    """Compare the command for one account with `PLAIN`, run side by side."""
+    plain: list[float] = []
+    ours: list[float] = []
+    with tempfile.TemporaryDirectory() as data:
+        command = [sys.executable, "-c", PLAIN, env["TB_ADDRESS"], f"{data}/plain.db"]
+        for _ in range(rounds):
+            started = time.perf_counter()
+            subprocess.run([*command, uuid.uuid4().hex], check=True)
+            plain.append(time.perf_counter() - started)
+            ours.append(one_account(env, Path(data)))
+    ratio = statistics.median(ours) / statistics.median(plain)
+    print(
+        f"\nOne account, median of {rounds}: {statistics.median(ours):.2f} s, {ratio:.2f} times the "
+        f"{statistics.median(plain):.2f} s of a process that does the same with nothing durable."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure account creation.")
     parser.add_argument("--count", type=int, default=2000, help="accounts of a contender in a round")
     parser.add_argument("--rounds", type=int, default=5, help="0: no table")
     parser.add_argument("--long", type=int, default=100_000, help="accounts of the long run; 0: none")
+    parser.add_argument("--start", type=int, default=0, help="rounds of the start-up measurement; 0: none")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--in-flight", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -292,6 +325,8 @@ def main() -> None:
     with places() as found:
         if arguments.rounds:
             table(found, arguments.count, arguments.rounds)
+        if arguments.start and "TigerBeetle" in found:
+            start(found["TigerBeetle"], arguments.start)
         if arguments.long:
             for place, env in found.items():
                 if "Resonate" not in place:

@@ -1,4 +1,4 @@
-"""The command whose figures README.md shows does run."""
+"""The command whose figures docs/benchmarks.md shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .conftest import ROOT, VARIABLES
 def test_the_benchmark_measures_all_contenders() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/run.py", "--count", "70", "--rounds", "1", "--long", "20"],
+        [sys.executable, "-m", "benchmarks.run", "--count", "70", "--rounds", "1", "--long", "20"],
+        cwd=ROOT,
         env=clean | {"PATH": str(Path(sys.executable).parent)},  # no server
         capture_output=True,
         text=True,
