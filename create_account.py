@@ -22,7 +22,6 @@ if __name__ == "__main__":
 
     console.main("create_account", connect_early=True)
 
-import argparse
 import asyncio
 import contextlib
 import types
@@ -37,7 +36,7 @@ from resonate.resonate import Resonate
 from resonate.retry import Never
 
 from clients.account import account_of, check_new_uuid, check_request, differences, promise_id
-from clients.command_line import add_uuid, add_verbose, parse
+from clients.command_line import parse_uuid
 from clients.console import print_result
 from clients.opening import Clients, open_clients
 from clients.panic import Panic
@@ -194,14 +193,8 @@ async def run(uuid: str, settings: Settings) -> str:
         return await confirmed_guid(promise, uuid, clients.record)
 
 
-# -- Command line ----------------------------------------------------------
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser("create_account.py", description="Create an account, once.")
-    add_uuid(parser)
-    add_verbose(parser)
-    arguments, settings = parse(parser)
-    guid = asyncio.run(run(arguments.uuid, settings))
-    print_result(f"UUID: {arguments.uuid}\nGUID: {guid}")
+    uuid, settings = parse_uuid("create_account.py", "Create an account, once.")
+    guid = asyncio.run(run(uuid, settings))
+    print_result(f"UUID: {uuid}\nGUID: {guid}")
     return 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from typing import TYPE_CHECKING
 
 from .account import UUID_MAX_CHARACTERS, check_uuid
 from .console import log_to_stderr, print_diagnostic
 from .settings import Settings
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def add_uuid(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +22,15 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="write debug logs of the SDK and clients to stderr"
     )
+
+
+def parse_uuid(program: str, description: str) -> tuple[str, Settings]:
+    """Read the command line of a program whose only argument is a uuid, and the settings."""
+    parser = argparse.ArgumentParser(program, description=description)
+    add_uuid(parser)
+    add_verbose(parser)
+    arguments, settings = parse(parser)
+    return arguments.uuid, settings
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings]:

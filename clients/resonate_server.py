@@ -21,10 +21,11 @@ from resonate_base import PROTOCOL_VERSION
 
 from . import outages as limits
 from .console import Unavailable, print_diagnostic
-from .outages import Outages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from .outages import Outages
 
 #: The group that workers listen to. The SDK's default group would also receive other applications' work.
 GROUP = "create-account"

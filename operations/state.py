@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import msgspec
-import tigerbeetle as tb
 from resonate.codec import Codec, NoopEncryptor
 from resonate.error import ServerError
 from resonate.resonate import Resonate
@@ -31,6 +30,8 @@ from clients.system_of_record import SystemOfRecord
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
+
+    import tigerbeetle as tb
 
     from clients.settings import Settings
 

@@ -20,9 +20,10 @@ from typing import Any, cast
 
 import pytest
 import tigerbeetle as tb
-from embedded import EmbeddedLedger
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from clients.embedded_ledger import EmbeddedLedger
 
 from .conftest import EmbeddedLedgerSync
 
