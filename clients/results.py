@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from resonate.error import ResonateError, ServerError
+from resonate.error import ServerError
 
 from .account import check_new_uuid, promise_id
 from .console import Halted, UsageError
@@ -32,10 +32,18 @@ async def exists(resonate: Resonate, id_: str) -> bool:
 async def check_if_new(resonate: Resonate, uuid: str) -> None:
     """Raise UsageError if the uuid is probably a mistake and no account was requested with it before."""
     try:
+        check_if_acceptable(uuid)
+    except UsageError:
+        if not await exists(resonate, promise_id(uuid)):
+            raise
+
+
+def check_if_acceptable(uuid: str) -> None:
+    """Raise UsageError if a new account's uuid is probably a mistake."""
+    try:
         check_new_uuid(uuid)
     except ValueError as error:
-        if not await exists(resonate, promise_id(uuid)):
-            raise UsageError(f"{error}: correct it and run again") from error
+        raise UsageError(f"{error}: correct it and run again") from error
 
 
 async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, record: SystemOfRecord) -> str:
@@ -49,7 +57,7 @@ async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, record: System
         guid = str(result["guid"]) if result["uuid"] == uuid else None
     except Panic as panic:
         raise Halted(str(panic)) from panic
-    except (ResonateError, LookupError, TypeError) as error:  # canceled, for example
+    except Exception as error:  # any class of error can be stored in a promise
         problem = f"{type(error).__name__}: {error}"
         raise Halted(
             f"PANIC: promise {promise_id(uuid)} settled without an account: {problem}. {ADVICE}"

@@ -36,8 +36,8 @@ from resonate.error import ServerError
 from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_uuid, promise_id
-from clients.console import HALTED, USAGE, Halted, print_diagnostic, print_result
-from clients.results import confirmed_guid
+from clients.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
+from clients.results import check_if_acceptable, confirmed_guid
 from create_account import DEADLINE, connect, create_account
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Account:
     guid: str = ""
     existed: bool = False
     halted: str = ""
+    invalid: str = ""
 
 
 class Backfill:
@@ -156,6 +157,8 @@ class Backfill:
         try:
             existed, promise = await self._promise(uuid)
             guid = await confirmed_guid(promise, uuid, self._clients.record)
+        except UsageError as error:
+            return Account(uuid, invalid=str(error))
         except Halted as halted:
             return Account(uuid, halted=str(halted))
         return Account(uuid, guid, existed)
@@ -170,10 +173,16 @@ class Backfill:
         except ServerError as error:
             if error.code != HTTPStatus.NOT_FOUND:
                 raise
+            check_if_acceptable(uuid)
         return False, self._resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
 
     async def _print(self, account: Account) -> None:
         repeated = self._asked.pop(account.uuid, None) is None
+        if account.invalid:
+            self.counts["invalid"] += 1
+            with tqdm.external_write_mode(sys.stderr):
+                print_diagnostic(f"uuid {account.uuid!r} is skipped: {account.invalid}")
+            return
         if account.halted:
             self.counts["halted"] += 1
             print(account.halted, file=self._halted)

@@ -286,8 +286,7 @@ def test_without_a_server_there_is_nothing_to_serve(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    [line] = done.stderr.splitlines()
-    assert "set RESONATE_URL" in line
+    assert "set RESONATE_URL" in done.stderr.splitlines()[-1]
 
 
 # -- Outages ---------------------------------------------------------------
