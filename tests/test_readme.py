@@ -32,6 +32,7 @@ def comparable(text: str) -> str:
 
 def test_the_commands_print_what_is_shown(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    env |= {"DATA_DIR": str(tmp_path / "data")}
     env |= {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     shown = 0
     for needs, commands, output in BLOCKS:
@@ -61,7 +62,7 @@ def test_the_workflow_is_the_one_that_is_shown() -> None:
 def test_every_setting_is_explained() -> None:
     for variable in re.findall(r'env(?:\.get\(|\[)"(\w+)"', inspect.getsource(settings.Settings)):
         assert f"`{variable}`" in README
-    for status in (0, 1, 2, int(create_account.Panic.code), INTERRUPTED):
+    for status in (0, 1, 2, HALTED, INTERRUPTED):
         assert f"\n| {status} |" in README
 
 
