@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import settings
-from console import INTERRUPTED
 
 import create_account
+from clients import settings
+from clients.console import HALTED, INTERRUPTED
 
 from .conftest import ROOT, VARIABLES
 
