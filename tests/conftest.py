@@ -338,6 +338,25 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         yield world
 
 
+@pytest.fixture
+def embedded_world(tmp_path: Path) -> EmbeddedWorld:
+    """A world without servers."""
+    return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+
+
+@pytest.fixture
+def world_with_own_ledger(world: World) -> World:
+    """A world whose ledger holds no accounts of other tests."""
+    world.lose_ledger()
+    return world
+
+
+@pytest.fixture
+def guid() -> str:
+    """A new account id."""
+    return str(tb.id())
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=3, help="how long a storm, or the model, goes on")
     parser.addoption("--seed", type=int, default=random.randrange(2**32), help="of the storms")

@@ -24,9 +24,9 @@ import tigerbeetle as tb
 from clients.opening import open_clients
 from clients.settings import Settings
 
-from .conftest import EmbeddedWorld, ServerWorld, World, locked, wait_until
+from ..conftest import ServerWorld, World, locked, wait_until
 
-#: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/test_backfill.py -k "memory or killed"`.
+#: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
 KILLS = int(os.environ.get("BACKFILL_KILLS", "0"))
 
@@ -36,11 +36,6 @@ LIMITED = (
     "from clients import console; console.main('operations.commands')"
 )
 COMMAND = [sys.executable, "-c", LIMITED, "backfill"]
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> World:
-    return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
 
 
 @dataclass
@@ -119,10 +114,10 @@ def test_each_is_as_a_single_run_makes_it(world: World, user: str) -> None:
     assert (again.status, again.guid, again.steps) == (0, many.accounts[uuids[8]], [])
 
 
-def test_a_rerun_of_another_list_finds_the_same_accounts(here: World, user: str) -> None:
+def test_a_rerun_of_another_list_finds_the_same_accounts(embedded_world: World, user: str) -> None:
     uuids = names(user, 20)
-    first = run(here, *uuids)
-    other = run(here, *reversed(uuids[5:]), f"{user}-another")
+    first = run(embedded_world, *uuids)
+    other = run(embedded_world, *reversed(uuids[5:]), f"{user}-another")
     assert (other.status, other.counts()["created"]) == (0, 1)
     assert other.shown[:-1] == list(reversed(first.shown[5:]))
 
@@ -162,13 +157,13 @@ def test_a_panic_halts_its_account_and_not_its_neighbours(world: World, user: st
     assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "in the words of a single run"
 
 
-def test_an_account_that_the_ledger_has_lost_is_not_shown(here: World, user: str) -> None:
-    lost = run(here, user)
-    here.lose_ledger()
-    many = run(here, user, f"{user}-new")
+def test_an_account_that_the_ledger_has_lost_is_not_shown(embedded_world: World, user: str) -> None:
+    lost = run(embedded_world, user)
+    embedded_world.lose_ledger()
+    many = run(embedded_world, user, f"{user}-new")
     assert (many.status, list(many.accounts)) == (98, [f"{user}-new"])
     [panic] = [line for line in many.err.splitlines() if line.startswith("PANIC")]
-    assert panic == here.run(user).err.splitlines()[-1]
+    assert panic == embedded_world.run(user).err.splitlines()[-1]
     assert lost.accounts[user] in panic
 
 
@@ -183,8 +178,8 @@ INVALID = {
 }
 
 
-def test_an_invalid_line_is_named_by_number_and_skipped(here: World, user: str) -> None:
-    many = run(here, user, *INVALID.values(), f"{user}-last")
+def test_an_invalid_line_is_named_by_number_and_skipped(embedded_world: World, user: str) -> None:
+    many = run(embedded_world, user, *INVALID.values(), f"{user}-last")
     assert (many.status, list(many.accounts)) == (2, [user, f"{user}-last"])
     assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": len(INVALID)}
     said = [line for line in many.err.splitlines() if line.startswith("line ")]
@@ -193,20 +188,20 @@ def test_an_invalid_line_is_named_by_number_and_skipped(here: World, user: str) 
         assert words in line or "characters" in line
 
 
-def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(here: World, user: str) -> None:
+def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(embedded_world: World, user: str) -> None:
     """A byte order mark, CRLF, and a last line without an end."""
-    many = run(here, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
+    many = run(embedded_world, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
     assert (many.status, list(many.accounts)) == (0, [user, f"{user}-2"])
-    with backfill(here) as process:
+    with backfill(embedded_world) as process:
         last = done(process, *process.communicate(f"{user}\n{user}-2".encode(), timeout=60))
     assert last.shown == many.shown
 
 
-def test_a_uuid_is_data(here: World) -> None:
+def test_a_uuid_is_data(embedded_world: World) -> None:
     uuids = ["'; DROP TABLE accounts; --", "🐯", "-x", "x y", "%s", "x" * 256]
-    many = run(here, *uuids)
+    many = run(embedded_world, *uuids)
     assert (many.status, list(many.accounts)) == (0, uuids)
-    assert_exist(here, many.accounts)
+    assert_exist(embedded_world, many.accounts)
 
 
 def test_a_uuid_that_comes_twice_has_one_account(world: World, user: str) -> None:
@@ -259,16 +254,16 @@ def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) 
 
 
 @pytest.mark.parametrize("in_flight", ["1", "3"])
-def test_fewer_in_flight(here: World, in_flight: str) -> None:
-    with backfill(here, "--in-flight", in_flight) as process:
+def test_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
+    with backfill(embedded_world, "--in-flight", in_flight) as process:
         few = done(process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=60))
     assert (few.status, list(few.accounts)) == (0, [str(number) for number in range(10)])
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(here: World) -> None:
-    file = here.directory / "uuids"
+def test_a_reader_that_has_seen_enough_is_no_error(embedded_world: World) -> None:
+    file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{number}\n" for number in range(5_000)))
-    with backfill(here, str(file)) as process:
+    with backfill(embedded_world, str(file)) as process:
         head = subprocess.run(["head", "-2"], stdin=process.stdout, capture_output=True, check=True)
         assert process.stdout is not None
         process.stdout.close()
@@ -279,21 +274,21 @@ def test_a_reader_that_has_seen_enough_is_no_error(here: World) -> None:
     assert some.counts()["created"] < 5_000
 
 
-def test_stdout_that_is_full(here: World) -> None:
-    with Path("/dev/full").open("wb") as full, backfill(here, stdout=full) as process:
+def test_stdout_that_is_full(embedded_world: World) -> None:
+    with Path("/dev/full").open("wb") as full, backfill(embedded_world, stdout=full) as process:
         _, err = process.communicate(b"1\n2\n", timeout=10)
     assert process.returncode == 1
     assert "cannot write to stdout" in err.decode().splitlines()[-1]
-    assert list(run(here, "1", "2").accounts) == ["1", "2"]
+    assert list(run(embedded_world, "1", "2").accounts) == ["1", "2"]
 
 
 @pytest.mark.parametrize("waiting_for", ["a line", "its reader", "an account"])
-def test_ctrl_c(here: World, waiting_for: str) -> None:
+def test_ctrl_c(embedded_world: World, waiting_for: str) -> None:
     uuids = [f"{number:0200}" for number in range(3_000)]
-    file = here.directory / "uuids"
+    file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
     arguments = [] if waiting_for == "a line" else [str(file)]
-    with backfill(here, *arguments) as process:
+    with backfill(embedded_world, *arguments) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         if waiting_for == "a line":
@@ -301,16 +296,16 @@ def test_ctrl_c(here: World, waiting_for: str) -> None:
             process.stdin.flush()
         process.stdout.readline()
         if waiting_for == "its reader":
-            wait_until(lambda: pipe_is_full(here))
+            wait_until(lambda: pipe_is_full(embedded_world))
         interrupted = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
         assert time.monotonic() - interrupted < 1
     assert process.returncode == 130
     assert b"Traceback" not in err
-    again = run(here, *uuids[:300])
+    again = run(embedded_world, *uuids[:300])
     assert (again.status, len(again.accounts)) == (0, 300)
-    assert_exist(here, again.accounts)
+    assert_exist(embedded_world, again.accounts)
 
 
 def pipe_is_full(world: World) -> bool:
@@ -330,35 +325,35 @@ def pipe_is_full(world: World) -> bool:
     ],
     ids=" ".join,
 )
-def test_usage_is_2(here: World, arguments: list[str], words: str) -> None:
-    with backfill(here, *arguments) as process:
+def test_usage_is_2(embedded_world: World, arguments: list[str], words: str) -> None:
+    with backfill(embedded_world, *arguments) as process:
         wrong = done(process, *process.communicate(timeout=10))
     assert (wrong.status, wrong.shown) == (2, [])
     assert words in wrong.err
 
 
 @pytest.mark.parametrize("file", ["missing", "."])
-def test_a_list_that_cannot_be_read(here: World, file: str) -> None:
-    with backfill(here, file) as process:
+def test_a_list_that_cannot_be_read(embedded_world: World, file: str) -> None:
+    with backfill(embedded_world, file) as process:
         unread = done(process, *process.communicate(timeout=10))
     assert (unread.status, unread.shown) == (1, [])
     assert f"'{file}'" in unread.err.splitlines()[-1]
 
 
-def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(here: World, user: str) -> None:
+def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(embedded_world: World, user: str) -> None:
     """SQLite stays locked for longer than a run waits."""
-    run(here, user)
-    with backfill(here) as process:
+    run(embedded_world, user)
+    with backfill(embedded_world) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"1\n")
         process.stdin.flush()
         process.stdout.readline()
-        with locked(here.data / "accounts.db"):
+        with locked(embedded_world.data / "accounts.db"):
             rest = done(process, *process.communicate(b"2\n3\n", timeout=20))
     assert (rest.status, rest.shown) == (1, [])
     assert "accounts.db is locked by another process" in rest.err.splitlines()[-1]
-    assert list(run(here, "1", "2", "3").accounts) == ["1", "2", "3"]
+    assert list(run(embedded_world, "1", "2", "3").accounts) == ["1", "2", "3"]
 
 
 def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) -> None:
@@ -378,12 +373,12 @@ def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) 
     assert_exist(world, many.accounts)
 
 
-def test_a_progress_bar_where_stderr_is_a_terminal(here: World) -> None:
-    file = here.directory / "uuids"
+def test_a_progress_bar_where_stderr_is_a_terminal(embedded_world: World) -> None:
+    file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{number}\n" for number in range(20)))
     terminal, stderr = pty.openpty()
     termios.tcsetwinsize(stderr, (24, 80))
-    with backfill(here, str(file), stderr=stderr) as process:
+    with backfill(embedded_world, str(file), stderr=stderr) as process:
         os.close(stderr)
         out, _ = process.communicate(timeout=20)
     drawn = os.read(terminal, 65_536).decode()
@@ -409,7 +404,7 @@ def peak(world: World, lines: int) -> int:
     return usage.ru_maxrss * 1024
 
 
-def test_memory_does_not_grow_with_the_list(here: World) -> None:
-    few, many = peak(here, LINES // 10), peak(here, LINES)
+def test_memory_does_not_grow_with_the_list(embedded_world: World) -> None:
+    few, many = peak(embedded_world, LINES // 10), peak(embedded_world, LINES)
     assert many - few < 10 * 2**20
     assert many < 200 * 2**20

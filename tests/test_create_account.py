@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tigerbeetle as tb
@@ -15,6 +15,12 @@ from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
 from .conftest import World
+
+if TYPE_CHECKING:
+    from resonate.context import Context
+
+if TYPE_CHECKING:
+    from resonate.context import Context
 
 ALL_STEPS = ["1", "2", "3"]
 
@@ -207,3 +213,23 @@ def test_a_panic_comes_back_whole_in_another_process(world: World, user: str) ->
     assert (panic_.code, panic_.type, panic_.uuid) == ("98", "Panic", user)
     assert panic_.condition == "SQLite exists_diff"
     assert "guid 1" in panic_.conflict
+
+
+def test_a_pending_workflow_ends_as_the_version_that_it_began_as(world: World, user: str) -> None:
+    async def version_2(ctx: Context, uuid: str) -> dict[str, str]:
+        return await ctx.run(another_step, uuid)
+
+    def another_step(ctx: Context, uuid: str) -> dict[str, str]:
+        return {"uuid": uuid, "guid": "of version 2"}
+
+    async def deploy() -> tuple[str, str]:
+        async with connect(Settings.read(world.env)) as (resonate, _):  # which registers version 1
+            resonate.register(version_2, name="create_account", version=2)
+            start = resonate.options(timeout=DEADLINE).run
+            old = await start(f"create-account-{user}", version_2, user).result()
+            new = await start(f"create-account-{user}-2", version_2, f"{user}-2").result()
+            return old["guid"], new["guid"]
+
+    world.run(user, crash="after record 2")
+    assert asyncio.run(deploy()) == (world.rows(user)[0], "of version 2")
+    assert world.accounts(user) == world.rows(user)

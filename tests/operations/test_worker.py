@@ -25,7 +25,7 @@ from resonate.types import Value
 from clients.panic import Panic
 from create_account import DEADLINE
 
-from .conftest import (
+from ..conftest import (
     ServerWorld,
     World,
     format_ledger,

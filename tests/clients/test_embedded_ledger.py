@@ -3,7 +3,7 @@
 Hypothesis makes up sequences of requests and sends each of them to both. A failure is printed as the
 shortest sequence that shows it, with the line that replays it. For minutes instead of seconds:
 
-    EXAMPLES=10000 pytest tests/test_ledger.py
+    EXAMPLES=10000 pytest tests/clients/test_embedded_ledger.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from clients.embedded_ledger import EmbeddedLedger
 
-from .conftest import EmbeddedLedgerSync
+from ..conftest import EmbeddedLedgerSync
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 

@@ -1,0 +1,238 @@
+"""A Resonate server that is unavailable, and several processes that share one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import aiohttp
+import pytest
+from resonate.connections import SSEConnection
+
+from clients import resonate_server
+from clients.resonate_server import Messages
+
+from ..conftest import (
+    ROOT,
+    ServerWorld,
+    World,
+    free_port,
+    needs,
+    wait_until,
+)
+from .commands import SOON, assert_environment, assert_gave_up, assert_goes_on, command
+
+
+def test_resonate_server_that_is_not_there(embedded_world: World, tb_address: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert_environment(
+        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": url}), url, "start it"
+    )
+
+
+@pytest.fixture
+def web_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that is no Resonate server: it answers every request with its parameters."""
+    status, body = request.param
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("web_server", [(200, b"<html>"), (404, b""), (200, b"{}")], indirect=True)
+def test_resonate_url_of_another_server(embedded_world: World, tb_address: str, web_server: str) -> None:
+    assert_environment(
+        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": web_server}), web_server
+    )
+
+
+@pytest.fixture
+def server_world(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+    needs("resonate")
+    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
+    with world.stack:
+        world.start_resonate()
+        yield world
+
+
+@pytest.mark.parametrize(
+    "point", ["before create 1", "before effect 3", "after effect 3", "before settle the promise"]
+)
+def test_the_resonate_server_is_restarted(server_world: ServerWorld, user: str, point: str) -> None:
+    with server_world.held(user, point) as process:
+        server_world.resonate.kill()
+        server_world.resonate.wait()
+        server_world.restart_resonate()
+    run = server_world.finish(process)
+    assert run.status == 0, run.err
+    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_the_resonate_server_stays_away(server_world: ServerWorld, user: str) -> None:
+    with server_world.held(user, "after effect 3", PATIENCE=SOON) as process:
+        server_world.resonate.kill()
+        server_world.resonate.wait()
+    assert_gave_up(server_world.finish(process), "Resonate server")
+    server_world.restart_resonate()
+    assert_goes_on(server_world, user, ["3"])
+
+
+def test_the_resonate_server_fails_at_what_it_is_asked(server_world: ServerWorld, user: str) -> None:
+    """Its database cannot be written. That it still reads, here for a second process, hides nothing."""
+    with contextlib.ExitStack() as stack:
+        with server_world.held(user, "after effect 3", PATIENCE=SOON) as process:
+            second = stack.enter_context(watching(server_world, user))
+            stack.enter_context(unwritable(server_world.promises / "resonate.db"))
+        assert_gave_up(server_world.finish(process), "keeps returning status 500")
+        assert second.poll() is None
+        second.kill()
+        second.wait()
+    assert_goes_on(server_world, user, ["3"])
+
+
+@contextlib.contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """No promise can be changed, as on a full disk, and all can be read."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TRIGGER full BEFORE UPDATE ON promises BEGIN SELECT RAISE(ABORT, 'full'); END")
+        yield
+        db.execute("DROP TRIGGER full")
+
+
+@contextlib.contextmanager
+def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A second process with the same uuid, which asks again and again whether it can begin."""
+    with (world.directory / "second").open("w+b") as err:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "create_account.py", user],
+            env=world.environ(),
+            cwd=world.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
+        try:
+            wait_until(lambda: b"another process holds this account" in Path(err.name).read_bytes())
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_the_resonate_server_is_paused_for_longer_than_a_lease(server_world: ServerWorld, user: str) -> None:
+    with server_world.held(user, "before effect 3", LEASE="1") as process:
+        server_world.resonate.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    server_world.resonate.send_signal(signal.SIGCONT)
+    run = server_world.finish(process)
+    assert run.status == 0, run.err
+    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_a_result_does_not_wait_until_the_server_pushes_it(
+    server_world: ServerWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESONATE_MESSAGES__POLL_INTERVAL", "60000")
+    server_world.start_resonate()
+    started = time.monotonic()
+    assert server_world.run(user).status == 0
+    assert time.monotonic() - started < 5, "the time after which it asks by itself"
+
+
+@pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
+def test_a_process_is_paused_for_longer_than_its_lease(
+    server_world: ServerWorld, user: str, point: str
+) -> None:
+    """Another takes over; the paused one wakes up, is fenced off, and shows the same account."""
+    with server_world.held(user, point, LEASE="1") as paused:
+        paused.send_signal(signal.SIGSTOP)
+        other = server_world.run(user)
+        assert other.status == 0, other.err
+        paused.send_signal(signal.SIGCONT)
+    run = server_world.finish(paused)
+    assert (run.status, run.out) == (0, other.out), run.err
+    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_two_processes_with_one_uuid_at_once(server_world: ServerWorld, user: str) -> None:
+    processes = [server_world.start(user) for _ in range(2)]
+    runs = [server_world.finish(process) for process in processes]
+    assert [run.status for run in runs] == [0, 0]
+    assert runs[0].out == runs[1].out
+    assert server_world.rows(user) == server_world.accounts(user) == [runs[0].guid]
+
+
+def test_twenty_processes_with_twenty_uuids_at_once(server_world: ServerWorld, user: str) -> None:
+    uuids = [f"{user}-{number}" for number in range(20)]
+    processes = [server_world.start(uuid) for uuid in uuids]
+    runs = [server_world.finish(process) for process in processes]
+    assert [run.status for run in runs] == [0] * 20
+    assert server_world.all_accounts(uuids) == {
+        uuid: [run.guid] for uuid, run in zip(uuids, runs, strict=True)
+    }
+
+
+def test_a_process_that_is_left_alone_still_hears_the_server(
+    server_world: ServerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's own listener goes deaf when aiohttp's limit of five minutes, here half a second, is over."""
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    monkeypatch.setattr(resonate_server, "SILENCE_TIMEOUT_S", 0.5)
+    url = server_world.env["RESONATE_URL"]
+
+    async def hears(listener: SSEConnection, group: str) -> bool:
+        heard = asyncio.Event()
+        listener.recv(lambda _: heard.set())
+        await listener.start()
+        try:
+            await asyncio.sleep(2)  # four silent half seconds
+            await asyncio.to_thread(create_promise, url, group)
+            await asyncio.wait_for(heard.wait(), 5)
+        except TimeoutError:
+            return False
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await listener.stop()
+            await listener.stop()  # the first one, where it failed, has closed nothing
+        return True
+
+    assert not asyncio.run(hears(SSEConnection(url=url, pid="1", group="sdk"), "sdk"))
+    assert asyncio.run(hears(Messages(url, None, "1", "ours"), "ours"))
+
+
+def create_promise(url: str, group: str) -> None:
+    """Create a promise that is delivered to the group."""
+    tags = {
+        "resonate:target": f"poll://any@{group}",
+        "resonate:origin": group,
+        "resonate:branch": group,
+        "resonate:parent": group,
+    }
+    data = {"id": group, "timeoutAt": 2**52, "param": {}, "tags": tags}
+    head = {"corrId": "1", "version": "2026-04-01"}
+    body = json.dumps({"kind": "promise.create", "head": head, "data": data}).encode()
+    with urllib.request.urlopen(url, body) as response:  # noqa: S310
+        assert json.load(response)["head"]["status"] in (200, 201)

@@ -1,0 +1,137 @@
+"""Files that are locked, full, read-only or invalid: a run waits, or ends with one line, and no promise is settled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ..conftest import (
+    World,
+    locked,
+)
+from .commands import COMMAND, SOON, assert_environment, assert_gave_up, assert_goes_on, command
+
+
+def test_the_files_are_their_owners_alone_under_a_lax_umask(embedded_world: World) -> None:
+    subprocess.run(
+        [*COMMAND, "u"],
+        env=embedded_world.environ(),
+        cwd=embedded_world.directory,
+        umask=0,
+        capture_output=True,
+        check=True,
+    )
+    directory = embedded_world.data
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+    assert modes == dict.fromkeys(("accounts.db", "ledger.db", "promises.db", "promises.lock"), 0o600)
+
+
+@pytest.mark.parametrize("path", ["/dev/null/data", "/proc/data", "file"])
+def test_data_dir_that_cannot_be_written(embedded_world: World, path: str) -> None:
+    (embedded_world.directory / "file").touch()
+    assert_environment(command(embedded_world, "u", env={"DATA_DIR": path}), path, "DATA_DIR")
+
+
+@pytest.mark.parametrize("file", ["accounts.db", "promises.db", "ledger.db"])
+def test_a_database_that_is_none(embedded_world: World, file: str) -> None:
+    data = embedded_world.directory / "data"
+    data.mkdir()
+    (data / file).write_text("no database" * 100)
+    assert_environment(
+        command(embedded_world, "u", env={"DATA_DIR": "data"}), f"data/{file}", "not a database"
+    )
+    assert (data / file).read_text() == "no database" * 100
+
+
+def test_an_accounts_table_of_another_shape(embedded_world: World) -> None:
+    with closing(sqlite3.connect(embedded_world.directory / "accounts.db")) as db:
+        db.execute("CREATE TABLE accounts (name TEXT)")
+    assert_environment(command(embedded_world, "u", env={"DATA_DIR": "."}), "accounts.db", "uuid")
+
+
+STORES = pytest.mark.parametrize(
+    ("file", "point", "left"),
+    [("accounts.db", "before effect 2", ["2", "3"]), ("ledger.db", "before effect 3", ["3"])],
+)
+
+
+@STORES
+def test_sqlite_is_locked_for_a_while(
+    embedded_world: World, user: str, file: str, point: str, left: list[str]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with embedded_world.held(user, point) as process:
+            stack.enter_context(locked(embedded_world.data / file))
+        # It is released only once the run has met it.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    assert embedded_world.finish(process).status == 0
+
+
+@STORES
+def test_sqlite_stays_locked(
+    embedded_world: World, user: str, file: str, point: str, left: list[str]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with embedded_world.held(user, point, PATIENCE=SOON) as process:
+            stack.enter_context(locked(embedded_world.data / file))
+        run = embedded_world.finish(process)
+        assert (run.status, run.out) == (1, "")
+    assert_goes_on(embedded_world, user, left)
+
+
+def test_the_disk_is_full(embedded_world: World, user: str) -> None:
+    """No file may grow past a limit that rises from run to run: each run ends well, or says so."""
+    statuses = []
+    for limit in range(4096, 200_000, 12_288):
+        run = embedded_world.finish(embedded_world.start(user, FILE_SIZE=str(limit)))
+        if run.status:
+            assert_gave_up(run, ".db")
+        statuses.append(run.status)
+    assert statuses == sorted(statuses, reverse=True)
+    assert set(statuses) == {0, 1}
+    assert_goes_on(embedded_world, user, [])
+
+
+@pytest.mark.parametrize("file", ["accounts.db", "promises.db", "ledger.db"])
+def test_a_file_is_read_only(embedded_world: World, user: str, file: str) -> None:
+    embedded_world.run(user, crash="before effect 2")
+    files = list(embedded_world.data.glob(f"{file}*"))
+    with immutable(embedded_world.data, *files):
+        assert_gave_up(embedded_world.run(user), f"data/{file}")
+    assert_goes_on(embedded_world, user, ["2", "3"])
+
+
+@contextlib.contextmanager
+def immutable(*paths: Path) -> Iterator[None]:
+    """Nothing can be written, made or removed there, even by root where the file system knows how."""
+    modes = [path.stat().st_mode for path in paths]
+    for path in reversed(paths):
+        path.chmod(0o555)
+    root = os.getuid() == 0
+    try:
+        if root and chattr("+i", *paths):
+            pytest.skip("root writes to read-only files, and there is no `chattr`, or no use for it, here")
+        yield
+    finally:
+        if root:
+            chattr("-i", *paths)
+        for path, mode in zip(paths, modes, strict=True):
+            path.chmod(mode)
+
+
+def chattr(flag: str, *paths: Path) -> bool:
+    """Return whether it failed."""
+    if shutil.which("chattr") is None:
+        return True
+    return subprocess.run(["chattr", flag, *paths], capture_output=True, check=False).returncode != 0

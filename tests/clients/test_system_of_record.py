@@ -1,0 +1,176 @@
+"""A TigerBeetle that is unavailable: a run waits for it, or ends with one line, and no promise is settled."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ..conftest import (
+    World,
+    format_ledger,
+    free_port,
+    needs,
+    tigerbeetle_replica,
+)
+from .commands import SOON, assert_environment, assert_gave_up, assert_goes_on, command
+
+
+def test_tigerbeetle_that_is_not_there(embedded_world: World) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    assert_environment(
+        command(embedded_world, "u", env={"TB_ADDRESS": address}), "TigerBeetle", address, "start it"
+    )
+
+
+@pytest.mark.parametrize("address", ["localhost:3000", "nonsense", "127.0.0.1:99999", "é"])
+def test_tigerbeetle_address_that_is_none(embedded_world: World, address: str) -> None:
+    assert_environment(
+        command(embedded_world, "u", env={"TB_ADDRESS": address}), "TB_ADDRESS", "127.0.0.1:3000"
+    )
+
+
+def test_another_cluster(embedded_world: World, tb_address: str) -> None:
+    assert_environment(
+        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}), "cluster 7"
+    )
+
+
+@dataclass
+class Replica:
+    """A TigerBeetle of the test's own, which can be paused, killed and started again."""
+
+    directory: Path
+    port: int
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def start(self) -> None:
+        self.process = self.stack.enter_context(tigerbeetle_replica(self.directory, self.port))
+
+    def kill(self) -> None:
+        self.stack.close()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    needs("tigerbeetle")
+    directory = tmp_path / "replica"
+    directory.mkdir()
+    format_ledger(directory)
+    replica = Replica(directory, free_port())
+    with replica.stack:
+        replica.start()
+        yield replica
+        replica.kill()
+
+
+@pytest.fixture
+def ledger_world(tmp_path: Path, replica: Replica) -> World:
+    return World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": f"127.0.0.1:{replica.port}"})
+
+
+@pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
+def test_tigerbeetle_is_killed_and_comes_back(
+    ledger_world: World, replica: Replica, user: str, point: str
+) -> None:
+    with ledger_world.held(user, point) as process:
+        replica.kill()
+    replica.start()
+    run = ledger_world.finish(process)
+    assert run.status == 0, run.err
+    assert ledger_world.accounts(user) == [run.guid]
+
+
+@pytest.mark.parametrize(
+    ("point", "left"),
+    [("before create 2", ["2", "3"]), ("before effect 3", ["3"]), ("before settle the promise", [])],
+)
+def test_tigerbeetle_is_killed_and_stays_away(
+    ledger_world: World, replica: Replica, user: str, point: str, left: list[str]
+) -> None:
+    with ledger_world.held(user, point, PATIENCE=SOON) as process:
+        replica.kill()
+    assert_gave_up(ledger_world.finish(process), "TigerBeetle")
+    replica.start()
+    assert_goes_on(ledger_world, user, left)
+
+
+def test_tigerbeetle_is_paused_for_longer_than_patience(
+    ledger_world: World, replica: Replica, user: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with ledger_world.held(user, "before effect 3", PATIENCE=SOON) as process:
+            stack.enter_context(replica.paused())
+        assert_gave_up(ledger_world.finish(process), "TigerBeetle")
+    assert_goes_on(ledger_world, user, ["3"])
+
+
+def test_tigerbeetle_is_paused_for_a_while(ledger_world: World, replica: Replica, user: str) -> None:
+    with contextlib.ExitStack() as stack:
+        with ledger_world.held(user, "before effect 3") as process:
+            stack.enter_context(replica.paused())
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+    assert ledger_world.finish(process).status == 0
+
+
+def test_tigerbeetles_answer_is_lost(ledger_world: World, replica: Replica, user: str) -> None:
+    """The account is committed and nobody hears of it: the next run finds EXISTS, which is no panic."""
+    with proxy(replica.port) as way:
+        with ledger_world.held(
+            user, "before effect 3", PATIENCE=SOON, TB_ADDRESS=f"127.0.0.1:{way.port}"
+        ) as process:
+            way.answers = False
+        assert_gave_up(ledger_world.finish(process), "TigerBeetle")
+    assert len(ledger_world.accounts(user)) == 1
+    assert_goes_on(ledger_world, user, ["3"])
+
+
+@dataclass
+class Way:
+    port: int
+    answers: bool = True
+
+
+@contextlib.contextmanager
+def proxy(port: int) -> Iterator[Way]:
+    """A way to a local port on which answers can get lost."""
+    with contextlib.ExitStack() as sockets, socket.create_server(("127.0.0.1", 0)) as listener:
+        way = Way(listener.getsockname()[1])
+
+        def carry(source: socket.socket, target: socket.socket, *, answers: bool) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    if way.answers or not answers:
+                        target.sendall(data)
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client = sockets.enter_context(listener.accept()[0])
+                    ledger = sockets.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    for source, target, answers in ((client, ledger, False), (ledger, client, True)):
+                        threading.Thread(
+                            target=carry, args=(source, target), kwargs={"answers": answers}, daemon=True
+                        ).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield way
+        listener.shutdown(socket.SHUT_RDWR)

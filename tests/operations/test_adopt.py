@@ -1,0 +1,253 @@
+"""`adopt`: what docs/operations.md says about each panic, performed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import tigerbeetle as tb
+
+from ..conftest import (
+    World,
+)
+from .commands import (
+    ABSENT,
+    CONFLICT,
+    EXISTS,
+    STAGED,
+    UNREFERENCED,
+    assert_adopted,
+    assert_halted,
+    assert_refused,
+    assert_verdict,
+    commit,
+    halt,
+    operate,
+    script,
+    stage,
+    unstage,
+)
+
+
+def test_sqlite_exists_diff_and_tigerbeetle_holds_it(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_promises()
+    assert_halted(world, user, "SQLite exists_diff")
+    assert_verdict(world, user, EXISTS, "exists")
+    assert_adopted(world, user, guid)
+
+
+def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user: str) -> None:
+    world.run(user, crash="after record 2")
+    [guid] = world.rows(user)
+    world.lose_promises()
+    assert_halted(world, user, "SQLite exists_diff")
+    assert_verdict(world, user, STAGED, "staged")
+    assert_adopted(world, user, guid)
+
+
+def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(
+    world: World, user: str, guid: str
+) -> None:
+    stage(world, "another", guid)
+    assert_halted(world, user, "SQLite exists_diff", guid)
+    assert_verdict(world, user, ABSENT, "absent")
+    assert_refused(world, user, "nothing is staged", "--again")
+    assert assert_adopted(world, user, again=True) != guid
+
+
+def test_tigerbeetle_exists_diff(world: World, user: str, guid: str) -> None:
+    """The row is removed by hand: nobody but the operator can say whose account it is."""
+    commit(world, f"{user}-other", guid)
+    stage(world, user, guid)
+    assert_halted(world, user, "TigerBeetle exists_diff", guid)
+    assert_verdict(world, user, CONFLICT, "conflict", "has user_data_128")
+    for again in (False, True):
+        assert_refused(world, user, "has user_data_128", again=again)
+    unstage(world, user)
+    assert assert_adopted(world, user, again=True) != guid
+    assert world.accounts(f"{user}-other") == [guid]
+
+
+def test_ordering_violated_and_tigerbeetle_holds_it(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_sqlite()
+    world.lose_promises()
+    assert_halted(world, user, "ordering violated")
+    assert_verdict(world, user, UNREFERENCED, "unreferenced")
+    assert_adopted(world, user, guid)
+
+
+def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, user: str) -> None:
+    world.run(user, crash="after effect 3")
+    [guid] = world.rows(user)
+    unstage(world, user)
+    assert_halted(world, user, "ordering violated")
+    assert_verdict(world, user, UNREFERENCED, "unreferenced")
+    assert_adopted(world, user, guid)
+
+
+def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
+    world.run(user, crash="after record 2")
+    unstage(world, user)
+    assert_halted(world, user, "ordering violated")
+    assert_verdict(world, user, ABSENT, "absent")
+    assert_adopted(world, user, again=True)
+
+
+def test_adopt_says_the_same_as_often_as_it_is_run_and_so_does_create_account(
+    world: World, user: str
+) -> None:
+    """Its promise is rejected for good: an application goes on by the stores, as check does."""
+    world.run(user, crash="after record 2")
+    [guid] = world.rows(user)
+    world.lose_promises()
+    before = world.run(user)
+    first, again = (script(world, "adopt", user) for _ in range(2))
+    assert first.stdout == again.stdout == f"UUID: {user}\nGUID: {guid}\n"
+    after = world.run(user)
+    assert (after.status, after.err.splitlines()[-1]) == (98, before.err.splitlines()[-1])
+    assert_verdict(world, user, EXISTS, "exists")
+
+
+def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user: str) -> None:
+    """A dead run's, or a live one's."""
+    world.run(user, crash="after record 2")
+    for again in (False, True):
+        assert_refused(world, user, f"create-account-{user} is pending", "create_account.py", again=again)
+    with world.held(user, "before effect 3") as process:
+        assert_refused(world, user, f"create-account-{user} is pending")
+    assert world.finish(process).status == 0
+
+
+def test_adopt_is_refused_before_the_uuid_was_asked_for(world: World, user: str, guid: str) -> None:
+    world.run(f"{user}-2")
+    for again in (False, True):
+        assert_refused(world, user, f"create-account-{user} not found", again=again)
+    stage(world, user, guid)
+    assert_refused(world, user, f"create-account-{user} not found")
+
+
+def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, user: str, guid: str) -> None:
+    halt(world, user)
+    held = str(tb.id())
+    commit(world, user, held)
+    stage(world, user, guid)
+    for again in (False, True):
+        assert_refused(world, user, f"TigerBeetle holds account {held}", again=again)
+
+    # Which of the two is right, only the operator can say. Here it is the one that exists.
+    unstage(world, user)
+    assert_adopted(world, user, held)
+
+
+def test_again_is_refused_where_there_is_something_to_finish(world: World, user: str, guid: str) -> None:
+    halt(world, user)
+    stage(world, user, guid)
+    assert_refused(world, user, f"guid {guid} is staged", again=True)
+    assert_adopted(world, user, guid)
+    assert_adopted(world, user, guid, again=True)  # nothing to do
+
+
+def test_adopt_is_refused_where_several_accounts_are_held(world: World, user: str) -> None:
+    halt(world, user)
+    for _ in range(2):
+        commit(world, user, str(tb.id()))
+    for again in (False, True):
+        assert_refused(world, user, "TigerBeetle holds account", again=again)
+
+
+def test_adopt_is_refused_where_the_guid_is_staged_for_another_uuid(
+    world: World, user: str, guid: str
+) -> None:
+    halt(world, user)
+    commit(world, user, guid)
+    stage(world, "another", guid)
+    assert_refused(world, user, "for uuid 'another'")
+
+
+def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> None:
+    """How an operator ends a promise that nobody can go on with."""
+    if "RESONATE_URL" not in world.env:
+        pytest.skip("the embedded promises have no command to cancel one")
+    world.run(user, crash="after record 2")
+    [guid] = world.rows(user)
+    cancel = ["resonate", "promises", "-S", world.env["RESONATE_URL"], "cancel", f"create-account-{user}"]
+    subprocess.run(cancel, check=True, capture_output=True)
+    done = script(world, "adopt", user)
+    assert (done.returncode, done.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
+
+
+@pytest.mark.parametrize(
+    "point", ["after create the promise", "after create 1", "after effect", "after record 1", "before print"]
+)
+@pytest.mark.parametrize("held", [True, False], ids=["held", "staged"])
+def test_adopt_survives_a_crash(world: World, user: str, guid: str, point: str, held: bool) -> None:  # noqa: FBT001
+    """The attempt is gone on with, and is the only one."""
+    halt(world, user)
+    if held:
+        commit(world, user, guid)
+    else:
+        stage(world, user, guid)
+    crash(world, user, point.replace("effect", "effect 2" if held else "effect 3"))
+    assert_adopted(world, user, guid)
+    _, attempt, *others = [
+        line for line in operate(world, "check", user).stdout.splitlines() if "promise" in line
+    ]
+    assert (attempt, others) == (f"promise attempt-2-create-account-{user}: resolved, account {guid}", [])
+
+
+@pytest.mark.parametrize("point", ["after record 2", "after effect 3"])
+def test_again_survives_a_crash(world: World, user: str, point: str) -> None:
+    halt(world, user)
+    crash(world, user, point, "--again")
+    rows = world.rows(user)
+    guid = assert_adopted(world, user)  # with --again or without: it is gone on with
+    assert rows in ([], [guid])
+
+
+def crash(world: World, user: str, point: str, *options: str) -> None:
+    """Run `adopt` as `child.py` runs create_account.py, and kill it at the point."""
+    program = (
+        "from tests.child import watch; watch(); "
+        "from clients import console; console.main('operations.commands')"
+    )
+    watched = {"WITNESS": str(world.witness), "CRASH": point, "LEASE": "2"}
+    environ = world.environ() | watched
+    done = subprocess.run(
+        [sys.executable, "-c", program, "adopt", *options, user],
+        env=environ,
+        cwd=world.directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done
+
+
+def test_a_panic_of_an_attempt_is_no_end(world: World, user: str, guid: str) -> None:
+    """It is as final as the first, and the next attempt is another."""
+    halt(world, user)
+    stage(world, user, guid)
+    crash(world, user, "before effect 3")
+    unstage(world, user)
+    done = operate(world, "adopt", user)
+    assert done.returncode == 98
+    assert "PANIC: ordering violated" in done.stderr
+    assert_refused(world, user, "nothing is staged")
+    assert_adopted(world, user, again=True)
+    promises = [line.split(": ") for line in operate(world, "check", user).stdout.splitlines()[:3]]
+    assert [name for name, *_ in promises] == [
+        f"promise create-account-{user}",
+        f"promise attempt-2-create-account-{user}",
+        f"promise attempt-3-create-account-{user}",
+    ]
+
+
+def test_the_longest_and_strangest_uuid_is_adopted(world: World, user: str) -> None:
+    uuid = f"-'; $(x) 🐯{user}".ljust(256, "🐯")
+    halt(world, uuid)
+    assert_adopted(world, uuid, again=True)

@@ -1,0 +1,256 @@
+"""`check`, and what all commands that only read have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tigerbeetle as tb
+
+from ..conftest import (
+    ROOT,
+    World,
+    free_port,
+)
+from .commands import (
+    ABSENT,
+    CONFLICT,
+    EXISTS,
+    STAGED,
+    UNREFERENCED,
+    assert_verdict,
+    commit,
+    operate,
+    script,
+    stage,
+    unstage,
+)
+
+
+def test_check_exists(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    done = script(world, "check", user)
+    assert done.returncode == EXISTS
+    assert done.stdout.splitlines() == [
+        f"promise create-account-{user}: resolved, account {guid}",
+        f"TigerBeetle: account {guid}",
+        f"SQLite: row with guid {guid}",
+        "exists",
+    ]
+
+
+def test_check_staged(world: World, user: str) -> None:
+    world.run(user, crash="after record 2")
+    done = operate(world, "check", user)
+    assert done.returncode == STAGED
+    assert done.stdout.splitlines() == [
+        f"promise create-account-{user}: pending",
+        "TigerBeetle: no account",
+        f"SQLite: row with guid {world.rows(user)[0]}",
+        "staged",
+    ]
+
+
+def test_check_unreferenced(world: World, user: str) -> None:
+    world.run(user)
+    unstage(world, user)
+    assert_verdict(world, user, UNREFERENCED, "unreferenced")
+
+
+def test_check_absent(world: World, user: str) -> None:
+    world.run(user)
+    done = script(world, "check", f"{user}-2")
+    assert done.returncode == ABSENT
+    assert done.stdout.splitlines() == [
+        f"promise create-account-{user}-2: not found",
+        "TigerBeetle: no account",
+        "SQLite: no row",
+        "absent",
+    ]
+
+
+OTHER: dict[str, dict[str, Any]] = {
+    "flags 8": {"flags": tb.AccountFlags.HISTORY},
+    "user_data_128 5": {"user_data_128": 5},
+    "user_data_64 6": {"user_data_64": 6},
+    "user_data_32 7": {"user_data_32": 7},
+    "ledger 2": {"ledger": 2},
+    "code 2": {"code": 2},
+}
+
+
+def test_check_conflict_the_account_is_another(world: World, user: str) -> None:
+    world.run(user)
+    for number, (other, fields) in enumerate(OTHER.items()):
+        uuid, guid = f"{user}-{number}", str(tb.id())
+        commit(world, uuid, guid, **fields)
+        stage(world, uuid, guid)
+        assert_verdict(world, uuid, CONFLICT, "conflict", guid, f"has {other}, not ")
+
+
+def test_check_conflict_the_uuid_has_an_account_under_another_guid(
+    world: World, user: str, guid: str
+) -> None:
+    held = world.run(user).guid
+    world.sql("UPDATE accounts SET guid = ? WHERE uuid = ?", guid, user)
+    assert_verdict(world, user, CONFLICT, "conflict", f"TigerBeetle holds account {held}")
+
+
+def test_check_conflict_several_accounts(world: World, user: str, guid: str) -> None:
+    held = world.run(user).guid
+    commit(world, user, guid)
+    assert_verdict(world, user, CONFLICT, "conflict", f"TigerBeetle holds account {guid}")
+    unstage(world, user)
+    assert_verdict(world, user, CONFLICT, "conflict", guid, held)
+
+
+def test_check_conflict_the_guid_is_staged_for_another_uuid(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.sql("UPDATE accounts SET uuid = 'another' WHERE uuid = ?", user)
+    assert_verdict(world, user, CONFLICT, "conflict", f"stages guid {guid} for uuid 'another'")
+
+
+def test_check_conflict_the_guid_is_none(world: World, user: str) -> None:
+    world.run(user)
+    for number, text in enumerate(["", "abc", "0", "007", "-1", "²", str(2**128), "9" * 5000]):
+        stage(world, f"{user}-{number}", text)
+        assert_verdict(world, f"{user}-{number}", CONFLICT, "conflict", "which is not a valid account id")
+
+
+def test_check_conflict_the_promise_is_kept_and_the_account_is_gone(world: World, user: str) -> None:
+    """Neither `staged` nor `absent`: no run will make it, and an application may have been told of it."""
+    guid = world.run(user).guid
+    world.lose_ledger()
+    world.run(f"{user}-2")
+    assert_verdict(world, user, CONFLICT, "conflict", f"does not hold its account {guid}")
+    unstage(world, user)
+    assert_verdict(world, user, CONFLICT, "conflict", f"does not hold its account {guid}")
+
+
+def test_check_says_that_a_closed_account_exists(world: World, user: str, guid: str) -> None:
+    """Whether a transfer closed it is nothing that the example decides."""
+    world.run(f"{user}-2")
+    commit(world, user, guid, flags=tb.AccountFlags.CLOSED)
+    stage(world, user, guid)
+    assert_verdict(world, user, EXISTS, "exists")
+
+
+@pytest.mark.parametrize("crash", ["", "after effect 3"])
+def test_looking_changes_nothing(world: World, user: str, crash: str) -> None:
+    """Neither after a clean end, when SQLite has removed its -wal and -shm files, nor after a crash."""
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in world.data.iterdir()}
+
+    world.run(user, crash=crash)
+    before = files()
+    script(world, "check", user)
+    script(world, "audit")
+    script(world, "adopt", user)  # refused, or nothing to do
+    assert files() == before
+
+
+def test_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: str) -> None:
+    """Its -wal file ends with the header: SQLite itself gives up there, with "locking protocol"."""
+    world.run(user)
+    file = world.data / "accounts.db"
+    wal, index = (file.with_name(f"{file.name}-{end}") for end in ("wal", "shm"))
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("SELECT uuid FROM accounts").fetchall()
+        index_before = index.read_bytes()
+        db.execute("PRAGMA user_version = 1")
+        header = wal.read_bytes()[:32]
+    wal.write_bytes(header)
+    index.write_bytes(index_before)
+    assert_verdict(world, user, EXISTS, "exists")
+
+
+def test_check_while_a_run_is_in_progress(world: World, user: str) -> None:
+    for point, status in (
+        ("before effect 2", ABSENT),
+        ("before effect 3", STAGED),
+        ("after effect 3", EXISTS),
+    ):
+        uuid = f"{user}-{status}"
+        with world.held(uuid, point) as process:
+            done = script(world, "check", uuid)
+            assert done.stdout.splitlines()[0] == f"promise create-account-{uuid}: pending"
+            assert done.returncode == status
+        assert world.finish(process).status == 0
+        assert_verdict(world, uuid, EXISTS, "exists")
+
+
+COMMANDS: list[Callable[[str], list[str]]] = [
+    lambda uuid: ["check", uuid],
+    lambda _: ["audit"],
+    lambda uuid: ["adopt", uuid],
+]
+
+
+def assert_cannot_tell(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert (done.returncode, done.stdout) == (1, "")
+    line = done.stderr.splitlines()[-1]
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("file", ["accounts.db", "promises.db", "ledger.db"])
+def test_a_file_that_is_not_there_or_no_database_is_no_empty_store(
+    world: World, user: str, file: str
+) -> None:
+    world.run(user)
+    if not (world.data / file).exists():
+        pytest.skip("it is a server's")
+    (world.data / file).rename(world.data / "elsewhere")
+    for command in COMMANDS:
+        assert_cannot_tell(script(world, *command(user)), file, "does not exist", "DATA_DIR")
+    assert not (world.data / file).exists()
+    (world.data / file).write_text("no database, but longer than nothing")
+    assert_cannot_tell(script(world, "check", user), file, "not a database")
+
+
+def test_a_directory_that_is_not_there_is_no_empty_store(world: World, user: str) -> None:
+    for command in COMMANDS:
+        assert_cannot_tell(script(world, *command(user)), str(world.data), "does not exist", "DATA_DIR")
+    assert not world.data.exists()
+
+
+def test_a_server_that_does_not_answer_tells_nothing(world: World, user: str) -> None:
+    world.run(user)
+    for variable, address in (("TB_ADDRESS", "127.0.0.1:{}"), ("RESONATE_URL", "http://127.0.0.1:{}")):
+        if variable in world.env:
+            nowhere = {variable: address.format(free_port())}
+            assert_cannot_tell(script(world, "check", user, env=nowhere), nowhere[variable], "did not answer")
+
+
+def test_ctrl_c_is_130(embedded_world: World, user: str) -> None:
+    embedded_world.run(user)
+    command = [sys.executable, "-m", "operations", "check", user]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = {"TB_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=embedded_world.environ() | address, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            with silent.accept()[0]:  # and now it waits for an answer
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=60) == 130
+            [line] = process.stderr.read().splitlines()
+            assert line.startswith("embedded ")
+
+
+def test_usage(embedded_world: World) -> None:
+    for command in ("check", "audit", "adopt"):
+        done = script(embedded_world, command, "a", "b")
+        assert done.returncode == 2
+        assert done.stderr.startswith("usage: python -m operations")
+        assert script(embedded_world, command, "-h").returncode == 0
+    for command in ("check", "adopt"):
+        assert script(embedded_world, command, "a:b").returncode == 2
