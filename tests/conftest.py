@@ -320,7 +320,13 @@ def tb_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("a real TigerBeetle is missing: set TB_ADDRESS or put `tigerbeetle` on PATH")
 
 
-@pytest.fixture(params=["embedded", "tigerbeetle", "servers"])
+def quick_only(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Return the values as parameters. Those that are not in `quick` are marked as slow."""
+    quick = list(quick)
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.fixture(params=quick_only(["embedded"], ["embedded", "tigerbeetle", "servers"]))
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     data = {"DATA_DIR": str(tmp_path / "data")}
     world: World

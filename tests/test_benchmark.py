@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .conftest import ROOT, VARIABLES
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_all_contenders() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(

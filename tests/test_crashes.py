@@ -7,7 +7,7 @@ import time
 import pytest
 
 from .child import POINTS, STEPS
-from .conftest import World
+from .conftest import World, quick_only
 
 #: Points of steps that are not recorded yet: a run can get there after it was killed there.
 IN_A_STEP = [
@@ -30,7 +30,7 @@ def assert_survived(world: World, user: str, crash: str) -> None:
     assert world.rows(user) == world.accounts(user) == [run.guid]
 
 
-@pytest.mark.parametrize("crash", POINTS)
+@pytest.mark.parametrize("crash", quick_only(["after effect 3"], POINTS))
 def test_killed(world: World, user: str, crash: str) -> None:
     killed = world.run(user, crash=crash)
     assert killed.out == ""
@@ -39,12 +39,14 @@ def test_killed(world: World, user: str, crash: str) -> None:
 
 # A row that was written once is not written again: that effect has no second time.
 @pytest.mark.parametrize("crash", [point for point in IN_A_STEP if point != "after effect 2"])
+@pytest.mark.slow
 def test_killed_twice_in_a_row(world: World, user: str, crash: str) -> None:
     world.run(user, crash=crash)
     world.run(user, crash=crash)
     assert_survived(world, user, crash)
 
 
+@pytest.mark.slow
 def test_killed_at_every_point_in_turn(world: World, user: str) -> None:
     """A run that never gets further than one step: each one dies one point later than the one before."""
     for crash in IN_A_STEP:
@@ -52,6 +54,7 @@ def test_killed_at_every_point_in_turn(world: World, user: str) -> None:
     assert_survived(world, user, IN_A_STEP[-1])
 
 
+@pytest.mark.slow
 def test_another_process_takes_over_within_15_seconds(world: World, user: str) -> None:
     """With the example's own lease, and a server that offers undelivered work again only after 30 s."""
     world.run(user, crash="before effect 3", LEASE="10")

@@ -340,6 +340,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", ["embedded", "tigerbeetle", "servers"])
 def test_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
     address = "" if on == "embedded" else request.getfixturevalue("tb_address")

@@ -32,6 +32,7 @@ def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> d
     return accounts
 
 
+@pytest.mark.slow
 def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
     seed = pytestconfig.getoption("seed")
     dice = random.Random(seed)

@@ -23,6 +23,7 @@ from ..conftest import (
 from .commands import SOON, assert_environment, assert_gave_up, assert_goes_on, command
 
 
+@pytest.mark.slow
 def test_tigerbeetle_that_is_not_there(embedded_world: World) -> None:
     address = f"127.0.0.1:{free_port()}"
     assert_environment(

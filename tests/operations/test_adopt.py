@@ -11,6 +11,7 @@ import tigerbeetle as tb
 
 from ..conftest import (
     World,
+    quick_only,
 )
 from .commands import (
     ABSENT,
@@ -80,6 +81,7 @@ def test_ordering_violated_and_tigerbeetle_holds_it(world: World, user: str) -> 
     assert_adopted(world, user, guid)
 
 
+@pytest.mark.slow
 def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, user: str) -> None:
     world.run(user, crash="after effect 3")
     [guid] = world.rows(user)
@@ -89,6 +91,7 @@ def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, u
     assert_adopted(world, user, guid)
 
 
+@pytest.mark.slow
 def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
     world.run(user, crash="after record 2")
     unstage(world, user)
@@ -97,6 +100,7 @@ def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
     assert_adopted(world, user, again=True)
 
 
+@pytest.mark.slow
 def test_adopt_says_the_same_as_often_as_it_is_run_and_so_does_create_account(
     world: World, user: str
 ) -> None:
@@ -181,9 +185,13 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
 
 
 @pytest.mark.parametrize(
-    "point", ["after create the promise", "after create 1", "after effect", "after record 1", "before print"]
+    "point",
+    quick_only(
+        ["after effect"],
+        ["after create the promise", "after create 1", "after effect", "after record 1", "before print"],
+    ),
 )
-@pytest.mark.parametrize("held", [True, False], ids=["held", "staged"])
+@pytest.mark.parametrize("held", quick_only([False], [True, False]), ids=["held", "staged"])
 def test_adopt_survives_a_crash(world: World, user: str, guid: str, point: str, held: bool) -> None:  # noqa: FBT001
     """The attempt is gone on with, and is the only one."""
     halt(world, user)
@@ -200,6 +208,7 @@ def test_adopt_survives_a_crash(world: World, user: str, guid: str, point: str, 
 
 
 @pytest.mark.parametrize("point", ["after record 2", "after effect 3"])
+@pytest.mark.slow
 def test_again_survives_a_crash(world: World, user: str, point: str) -> None:
     halt(world, user)
     crash(world, user, point, "--again")
@@ -228,6 +237,7 @@ def crash(world: World, user: str, point: str, *options: str) -> None:
     assert done.returncode == -signal.SIGKILL, done
 
 
+@pytest.mark.slow
 def test_a_panic_of_an_attempt_is_no_end(world: World, user: str, guid: str) -> None:
     """It is as final as the first, and the next attempt is another."""
     halt(world, user)
@@ -247,6 +257,7 @@ def test_a_panic_of_an_attempt_is_no_end(world: World, user: str, guid: str) -> 
     ]
 
 
+@pytest.mark.slow
 def test_the_longest_and_strangest_uuid_is_adopted(world: World, user: str) -> None:
     uuid = f"-'; $(x) 🐯{user}".ljust(256, "🐯")
     halt(world, uuid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 import tigerbeetle as tb
 
 from clients.account import owner_of
@@ -86,6 +87,7 @@ def test_audit_counts_what_is_in_progress_and_finds_nothing(world_with_own_ledge
     assert findings(world_with_own_ledger) == (0, [], "clean; 1 accounts, 1 rows, 0 in progress")
 
 
+@pytest.mark.slow
 def test_audit_finds_promises_that_are_kept_of_nothing(world: World, user: str) -> None:
     guid = world.run(user).guid
     world.lose_ledger()
@@ -96,6 +98,7 @@ def test_audit_finds_promises_that_are_kept_of_nothing(world: World, user: str) 
     assert f"does not hold its account {guid}" in line
 
 
+@pytest.mark.slow
 def test_audit_raises_no_false_alarm_under_load(world_with_own_ledger: World, user: str) -> None:
     def audit_it(uuids: list[str]) -> None:
         for _ in range(3):

@@ -24,7 +24,7 @@ import tigerbeetle as tb
 from clients.opening import open_clients
 from clients.settings import Settings
 
-from ..conftest import ServerWorld, World, locked, wait_until
+from ..conftest import ServerWorld, World, locked, quick_only, wait_until
 
 #: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
@@ -114,6 +114,7 @@ def test_each_is_as_a_single_run_makes_it(world: World, user: str) -> None:
     assert (again.status, again.guid, again.steps) == (0, many.accounts[uuids[8]], [])
 
 
+@pytest.mark.slow
 def test_a_rerun_of_another_list_finds_the_same_accounts(embedded_world: World, user: str) -> None:
     uuids = names(user, 20)
     first = run(embedded_world, *uuids)
@@ -122,6 +123,7 @@ def test_a_rerun_of_another_list_finds_the_same_accounts(embedded_world: World, 
     assert other.shown[:-1] == list(reversed(first.shown[5:]))
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> None:
     uuids = names(user, LINES if KILLS else 200)
     file = world.directory / "uuids"
@@ -157,6 +159,7 @@ def test_a_panic_halts_its_account_and_not_its_neighbours(world: World, user: st
     assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "in the words of a single run"
 
 
+@pytest.mark.slow
 def test_an_account_that_the_ledger_has_lost_is_not_shown(embedded_world: World, user: str) -> None:
     lost = run(embedded_world, user)
     embedded_world.lose_ledger()
@@ -188,6 +191,7 @@ def test_an_invalid_line_is_named_by_number_and_skipped(embedded_world: World, u
         assert words in line or "characters" in line
 
 
+@pytest.mark.slow
 def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(embedded_world: World, user: str) -> None:
     """A byte order mark, CRLF, and a last line without an end."""
     many = run(embedded_world, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
@@ -254,6 +258,7 @@ def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) 
 
 
 @pytest.mark.parametrize("in_flight", ["1", "3"])
+@pytest.mark.slow
 def test_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
     with backfill(embedded_world, "--in-flight", in_flight) as process:
         few = done(process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=60))
@@ -282,7 +287,7 @@ def test_stdout_that_is_full(embedded_world: World) -> None:
     assert list(run(embedded_world, "1", "2").accounts) == ["1", "2"]
 
 
-@pytest.mark.parametrize("waiting_for", ["a line", "its reader", "an account"])
+@pytest.mark.parametrize("waiting_for", quick_only(["an account"], ["a line", "its reader", "an account"]))
 def test_ctrl_c(embedded_world: World, waiting_for: str) -> None:
     uuids = [f"{number:0200}" for number in range(3_000)]
     file = embedded_world.directory / "uuids"
@@ -318,10 +323,10 @@ def pipe_is_full(world: World) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--in-flight", "0"], "from 1 to 64"),
+        pytest.param(["--in-flight", "0"], "from 1 to 64", marks=pytest.mark.slow),
         (["--in-flight", "65"], "from 1 to 64"),
-        (["--in-flight", "x"], "from 1 to 64"),
-        (["a", "b"], "unrecognized"),
+        pytest.param(["--in-flight", "x"], "from 1 to 64", marks=pytest.mark.slow),
+        pytest.param(["a", "b"], "unrecognized", marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -340,6 +345,7 @@ def test_a_list_that_cannot_be_read(embedded_world: World, file: str) -> None:
     assert f"'{file}'" in unread.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(embedded_world: World, user: str) -> None:
     """SQLite stays locked for longer than a run waits."""
     run(embedded_world, user)
@@ -404,6 +410,7 @@ def peak(world: World, lines: int) -> int:
     return usage.ru_maxrss * 1024
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_list(embedded_world: World) -> None:
     few, many = peak(embedded_world, LINES // 10), peak(embedded_world, LINES)
     assert many - few < 10 * 2**20

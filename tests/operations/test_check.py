@@ -18,6 +18,7 @@ from ..conftest import (
     ROOT,
     World,
     free_port,
+    quick_only,
 )
 from .commands import (
     ABSENT,
@@ -124,6 +125,7 @@ def test_check_conflict_the_guid_is_none(world: World, user: str) -> None:
         assert_verdict(world, f"{user}-{number}", CONFLICT, "conflict", "which is not a valid account id")
 
 
+@pytest.mark.slow
 def test_check_conflict_the_promise_is_kept_and_the_account_is_gone(world: World, user: str) -> None:
     """Neither `staged` nor `absent`: no run will make it, and an application may have been told of it."""
     guid = world.run(user).guid
@@ -142,7 +144,7 @@ def test_check_says_that_a_closed_account_exists(world: World, user: str, guid: 
     assert_verdict(world, user, EXISTS, "exists")
 
 
-@pytest.mark.parametrize("crash", ["", "after effect 3"])
+@pytest.mark.parametrize("crash", quick_only(["after effect 3"], ["", "after effect 3"]))
 def test_looking_changes_nothing(world: World, user: str, crash: str) -> None:
     """Neither after a clean end, when SQLite has removed its -wal and -shm files, nor after a crash."""
 
@@ -172,6 +174,7 @@ def test_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: s
     assert_verdict(world, user, EXISTS, "exists")
 
 
+@pytest.mark.slow
 def test_check_while_a_run_is_in_progress(world: World, user: str) -> None:
     for point, status in (
         ("before effect 2", ABSENT),
@@ -202,6 +205,7 @@ def assert_cannot_tell(done: subprocess.CompletedProcess[str], *words: str) -> N
 
 
 @pytest.mark.parametrize("file", ["accounts.db", "promises.db", "ledger.db"])
+@pytest.mark.slow
 def test_a_file_that_is_not_there_or_no_database_is_no_empty_store(
     world: World, user: str, file: str
 ) -> None:

@@ -106,6 +106,7 @@ def files(world: World) -> Files:
     return files
 
 
+@pytest.mark.slow
 def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) -> None:
     """What it lacks is staged again, account by account; nothing is created."""
     before = world.run(f"{user}-before").guid
@@ -124,6 +125,7 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
         assert_adopted(world, f"{user}-{name}", guid)
 
 
+@pytest.mark.slow
 def test_losing_the_promises(world: World, user: str) -> None:
     """What had begun panics; what exists, exists; what is staged is finished; what is new is created."""
     created = world.run(f"{user}-created").guid
@@ -148,6 +150,7 @@ def test_losing_tigerbeetle(world: World, user: str) -> None:
     assert world.run(user).guid == guid
 
 
+@pytest.mark.slow
 def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
     """The promise world_with_own_ledger knows the guid; the operator stages it by hand."""
     guid = world.run(user).guid
@@ -161,6 +164,7 @@ def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
     assert world.run(user).guid == guid
 
 
+@pytest.mark.slow
 def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, user: str) -> None:
     """Promises, TigerBeetle, SQLite: then nothing that is restored speaks of what is not there."""
     world, stores = files.world, ("promises", "TigerBeetle", "SQLite")
@@ -191,6 +195,7 @@ def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, u
     assert findings(world) == (0, [], "clean; 8 accounts, 8 rows, 0 in progress")
 
 
+@pytest.mark.slow
 def test_backing_up_in_that_order_while_accounts_are_created(embedded_world: World, user: str) -> None:
     names = ("promises.db", "ledger.db", "accounts.db")
 
