@@ -13,6 +13,8 @@ environment:
 - `LEASE`: seconds that a Resonate server gives a dead process, in place of the example's 10
 - `FILE_SIZE`: bytes past which no file may grow, as on a full disk
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
+- `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
+- `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
 """
 
 from __future__ import annotations
@@ -85,11 +87,15 @@ async def held(point: str) -> None:
 
 
 def set_limits() -> None:
-    """Set `LEASE`, `PATIENCE` and `FILE_SIZE` from the environment."""
+    """Set the limits that the environment names."""
     from clients import outages, resonate_server
 
     if lease := os.environ.get("LEASE"):
         resonate_server.LEASE = timedelta(seconds=float(lease))
+    if refresh := os.environ.get("REFRESH"):
+        resonate_server.REFRESH_INTERVAL_S = int(refresh)
+    if first_answer := os.environ.get("FIRST_ANSWER"):
+        outages.FIRST_ANSWER_TIMEOUT_S = float(first_answer)
     if patience := os.environ.get("PATIENCE"):
         outages.ANSWER_TIMEOUT_S = float(patience)
     if size := os.environ.get("FILE_SIZE"):

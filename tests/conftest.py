@@ -47,10 +47,14 @@ def free_port() -> int:
         return port
 
 
-def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+#: Seconds after which a wait is a hang. No test expects anything sooner: a busy machine may be slow.
+HANG_S = 120
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG_S
     while not ready():
-        assert time.monotonic() < deadline, "not ready in time"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
@@ -100,11 +104,16 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a Resonate server, its promises in `directory`."""
+def resonate_server(
+    directory: Path, port: int, redelivery_ms: int = 2000
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Resonate server with its promises in `directory`.
+
+    `redelivery_ms`: when the server offers a task again that no process has accepted.
+    """
     url = f"http://127.0.0.1:{port}"
     options = ["--server-bind", "127.0.0.1", "--server-port", str(port), "--server-url", url]
-    quick = ["--observability-metrics-port", "0", "--tasks-retry-timeout", "2000"]
+    tasks = ["--observability-metrics-port", "0", "--tasks-retry-timeout", str(redelivery_ms)]
     storage = ["--storage-type", "sqlite", "--storage-sqlite-path", str(directory / "resonate.db")]
 
     def ready() -> bool:
@@ -114,7 +123,7 @@ def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[byt
         except OSError:
             return False
 
-    command = ["resonate", "serve", *options, *quick, *storage]
+    command = ["resonate", "serve", *options, *tasks, *storage]
     with server(command, directory / "resonate.log") as process:
         wait_until(ready)
         yield process
@@ -173,10 +182,10 @@ class World:
             text=True,
         )
 
-    def finish(self, process: subprocess.Popen[str], seconds: float = 60) -> Run:
+    def finish(self, process: subprocess.Popen[str]) -> Run:
         with process:
             try:
-                out, err = process.communicate(timeout=seconds)
+                out, err = process.communicate(timeout=HANG_S)
             finally:
                 process.kill()
         assert "Traceback" not in err, err
@@ -286,15 +295,18 @@ class EmbeddedLedgerSync:
 
 
 class ServerWorld(World):
-    def start_resonate(self) -> None:
-        """Start a server without a promise."""
+    def start_resonate(self, redelivery_ms: int = 2000) -> None:
+        """Start a server that holds no promises."""
+        self.redelivery_ms = redelivery_ms
         self.promises, self.port = self.directory / uuid.uuid4().hex, free_port()
         self.promises.mkdir()
         self.env["RESONATE_URL"] = f"http://127.0.0.1:{self.port}"
         self.restart_resonate()
 
     def restart_resonate(self) -> None:
-        self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port))
+        self.resonate = self.stack.enter_context(
+            resonate_server(self.promises, self.port, self.redelivery_ms)
+        )
 
     def lose_promises(self) -> None:
         self.start_resonate()
@@ -361,6 +373,12 @@ def world_with_own_ledger(world: World) -> World:
 def guid() -> str:
     """A new account id."""
     return str(tb.id())
+
+
+def pytest_configure() -> None:
+    # A suite that a script starts in the background ignores SIGINT, and so would each process of the tests.
+    # The processes that a Python with a handler starts have the default action.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

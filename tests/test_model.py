@@ -252,7 +252,7 @@ class History(RuleBasedStateMachine):
             "GUID": self.planned,
             "CLOCK_DAYS": str(self.days),
             "LEASE": "1",
-            "PATIENCE": "0.3" if locked else "30",
+            "PATIENCE": "1" if locked else "30",
         }
         assert run(env, promise, uuid) == expected
         OUTCOMES[expected.split()[0] if expected.startswith("created") else expected] += 1

@@ -7,6 +7,7 @@ import sys
 from typing import IO
 
 from ..conftest import (
+    HANG_S,
     ROOT,
     Run,
     World,
@@ -27,7 +28,7 @@ def command(
         stderr=subprocess.PIPE,
         text=True,
         errors="surrogateescape",
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert "Traceback" not in done.stderr

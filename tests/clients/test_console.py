@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..conftest import (
+    HANG_S,
     World,
     free_port,
     wait_until,
@@ -60,8 +61,8 @@ class Waiting:
         self._stderr = self.world.directory / "stderr"
         with self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
-                [*COMMAND, "u"],
-                env=self.world.environ() | self.env,
+                [sys.executable, "-m", "tests.child", "u"],
+                env=self.world.environ() | {"FIRST_ANSWER": str(10 * HANG_S)} | self.env,
                 cwd=self.world.directory,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -78,7 +79,7 @@ class Waiting:
 
     def assert_interrupted(self) -> None:
         self._process.send_signal(signal.SIGINT)
-        out, _ = self._process.communicate(timeout=60)
+        out, _ = self._process.communicate(timeout=HANG_S)
         assert (self._process.returncode, out) == (130, "")
         assert "Traceback" not in self._stderr.read_text()
 

@@ -19,6 +19,7 @@ from create_account import DEADLINE, connect, create_account
 from operations import adopt, audit, check
 
 from ..conftest import (
+    HANG_S,
     ROOT,
     World,
 )
@@ -40,7 +41,7 @@ def script(world: World, command: str, *arguments: str, env: dict[str, str] | No
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr

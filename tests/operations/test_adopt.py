@@ -10,6 +10,7 @@ import pytest
 import tigerbeetle as tb
 
 from ..conftest import (
+    HANG_S,
     World,
     quick_only,
 )
@@ -231,7 +232,7 @@ def crash(world: World, user: str, point: str, *options: str) -> None:
         cwd=world.directory,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done

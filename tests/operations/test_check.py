@@ -15,6 +15,7 @@ import pytest
 import tigerbeetle as tb
 
 from ..conftest import (
+    HANG_S,
     ROOT,
     World,
     free_port,
@@ -245,7 +246,7 @@ def test_ctrl_c_is_130(embedded_world: World, user: str) -> None:
             assert process.stderr is not None
             with silent.accept()[0]:  # and now it waits for an answer
                 process.send_signal(signal.SIGINT)
-                assert process.wait(timeout=60) == 130
+                assert process.wait(timeout=HANG_S) == 130
             [line] = process.stderr.read().splitlines()
             assert line.startswith("embedded ")
 

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,7 @@ from clients.panic import Panic
 from create_account import DEADLINE
 
 from ..conftest import (
+    HANG_S,
     ServerWorld,
     World,
     format_ledger,
@@ -69,7 +71,7 @@ class Worker:
     def end(self, *signals: signal.Signals) -> int:
         for number in signals:
             self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=HANG_S)
 
     def cpu_seconds(self) -> float:
         user, system = Path(f"/proc/{self.process.pid}/stat").read_text().split()[13:15]
@@ -113,16 +115,16 @@ def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
     return asked.rpc(f"create-account-{uuid}", "create_account", uuid)
 
 
-async def results(started: list[ResonateHandle[Any]], seconds: float) -> dict[str, str]:
-    async with asyncio.timeout(seconds):
+async def results(started: list[ResonateHandle[Any]]) -> dict[str, str]:
+    async with asyncio.timeout(HANG_S):
         accounts = await asyncio.gather(*(promise.result() for promise in started))
     return {account["uuid"]: account["guid"] for account in accounts}
 
 
-def ask(world: World, uuids: list[str], seconds: float = 15) -> dict[str, str]:
+def ask(world: World, uuids: list[str]) -> dict[str, str]:
     async def main() -> dict[str, str]:
         async with caller(world) as resonate:
-            return await results([start(resonate, uuid) for uuid in uuids], seconds)
+            return await results([start(resonate, uuid) for uuid in uuids])
 
     return asyncio.run(main())
 
@@ -181,7 +183,7 @@ def test_a_panic_reaches_who_asked(servers: ServerWorld, user: str) -> None:
 @pytest.mark.parametrize("arguments", [(), ("a", "b"), (5,), (None,)], ids=str)
 def test_wrong_arguments_are_refused_for_good(servers: ServerWorld, user: str, arguments: Any) -> None:
     async def main() -> None:
-        async with caller(servers) as resonate, asyncio.timeout(15):
+        async with caller(servers) as resonate, asyncio.timeout(HANG_S):
             await resonate.options(target=TARGET).rpc(user, "create_account", *arguments).result()
 
     with worker(servers) as serving, pytest.raises(ResonateError):
@@ -206,23 +208,22 @@ def test_what_is_no_call_of_it_is_left_alone(servers: ServerWorld, user: str) ->
             for name, call in GARBAGE.items():
                 await resonate.promises.create(f"{user}-{name}", deadline, Value(data=call), tags)
             accounts: dict[str, str] = {}
-            for number in range(4):
-                accounts |= await results([start(resonate, f"{user}-{number}")], 15)
-                await asyncio.sleep(1)  # a hot loop needs its time
+            for uuid in uuids:  # one after the other: a hot loop would have as many turns
+                accounts |= await results([start(resonate, uuid)])
             for name in GARBAGE:
                 assert (await resonate.promises.get(f"{user}-{name}")).state == "pending"
             return accounts
 
-    with worker(servers, LEASE="2") as serving:
-        assert_exist(servers, asyncio.run(main()), names(user, 4))
+    uuids = names(user, 20)
+    with worker(servers, LEASE=str(10 * HANG_S)) as serving:
+        assert_exist(servers, asyncio.run(main()), uuids)
         for name in GARBAGE:
-            assert 1 <= len(serving.said(f"cannot run {user}-{name}")) <= 4
-        assert serving.cpu_seconds() < 4
+            assert len(serving.said(f"cannot run {user}-{name}")) == 1, "tried again within one lease"
 
 
 def test_the_caller_chooses_the_deadline(servers: ServerWorld, user: str) -> None:
     async def main() -> None:
-        async with caller(servers) as resonate, asyncio.timeout(15):
+        async with caller(servers) as resonate, asyncio.timeout(HANG_S):
             asked = resonate.options(target=TARGET, timeout=timedelta(seconds=1))
             await asked.rpc(user, "create_account", user).result()
 
@@ -250,7 +251,7 @@ def test_what_a_killed_worker_was_doing_another_one_finishes(servers: ServerWorl
             started = [start(resonate, uuid) for uuid in uuids]
             await asyncio.to_thread(wait_until, lambda: some_are_staged(servers, uuids))
             killed.end(signal.SIGKILL)
-            return await results(started, 15)
+            return await results(started)
 
     with worker(servers) as killed, worker(servers):
         accounts = asyncio.run(main())
@@ -261,17 +262,17 @@ def test_what_a_killed_worker_was_doing_another_one_finishes(servers: ServerWorl
 def test_stopping_worker_releases_its_tasks(
     servers: ServerWorld, user: str, number: signal.Signals, status: int
 ) -> None:
-    uuids = names(user, 200)
+    uuids, lease = names(user, 200), str(10 * HANG_S)
 
     async def main() -> dict[str, str]:
         async with caller(servers) as resonate:
             started = [start(resonate, uuid) for uuid in uuids]
             await asyncio.to_thread(wait_until, lambda: some_are_staged(servers, uuids))
             assert ending.end(number) == status
-            return await results(started, 30)
+            return await results(started)
 
-    with worker(servers, LEASE="600") as ending, worker(servers, LEASE="600"):
-        accounts = asyncio.run(main())  # in less than a lease
+    with worker(servers, LEASE=lease) as ending, worker(servers, LEASE=lease):
+        accounts = asyncio.run(main())
     assert_exist(servers, accounts, uuids)
 
 
@@ -282,11 +283,12 @@ def test_without_a_server_there_is_nothing_to_serve(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "set RESONATE_URL" in done.stderr.splitlines()[-1]
+    [line] = done.stderr.splitlines()
+    assert "set RESONATE_URL" in line
 
 
 # -- Outages ---------------------------------------------------------------
@@ -341,11 +343,11 @@ def test_an_outage_is_waited_out(
             with outage:
                 started = [start(resonate, uuid) for uuid in uuids if away != "Resonate"]
                 await asyncio.to_thread(wait_until, lambda: bool(serving.said(words)))
-                before = serving.cpu_seconds()
+                cpu_s, now_s = serving.cpu_seconds(), time.monotonic()
                 await asyncio.sleep(2)
-                assert serving.cpu_seconds() - before < 1
+                assert serving.cpu_seconds() - cpu_s < (time.monotonic() - now_s) / 2, "a busy loop"
                 assert not any(promise.done() for promise in started)
-            return await results(started or [start(resonate, uuid) for uuid in uuids], 20)
+            return await results(started or [start(resonate, uuid) for uuid in uuids])
 
     with worker(servers, PATIENCE="1") as serving:
         outage = {
@@ -395,7 +397,7 @@ def test_it_still_hears_the_server_after_a_long_silence(servers: ServerWorld, us
     with worker(servers, SILENCE="0.2"):
         before = connections()
         wait_until(lambda: connections() > before + 3)
-        assert_exist(servers, ask(servers, [user], 5), [user])
+        assert_exist(servers, ask(servers, [user]), [user])
 
 
 def test_it_still_hears_tigerbeetle_after_many_newer_clients(servers: ServerWorld, user: str) -> None:
