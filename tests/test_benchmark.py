@@ -13,7 +13,7 @@ from .conftest import ROOT, VARIABLES
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_all_contenders() -> None:
+def test_benchmark_measures_all_contenders() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", "--count", "70", "--rounds", "1", "--long", "20"],

@@ -29,7 +29,7 @@ def assert_survived(world: World, user: str, crash: str) -> None:
 
 
 @pytest.mark.parametrize("crash", quick_only(["after effect 3"], POINTS))
-def test_killed(world: World, user: str, crash: str) -> None:
+def test_rerun_resumes_after_a_kill(world: World, user: str, crash: str) -> None:
     killed = world.run(user, crash=crash)
     assert killed.out == ""
     assert_survived(world, user, crash)
@@ -38,14 +38,14 @@ def test_killed(world: World, user: str, crash: str) -> None:
 # A row that was written once is not written again: that effect has no second time.
 @pytest.mark.parametrize("crash", [point for point in IN_A_STEP if point != "after effect 2"])
 @pytest.mark.slow
-def test_killed_twice_in_a_row(world: World, user: str, crash: str) -> None:
+def test_rerun_resumes_after_two_kills_at_the_same_point(world: World, user: str, crash: str) -> None:
     world.run(user, crash=crash)
     world.run(user, crash=crash)
     assert_survived(world, user, crash)
 
 
 @pytest.mark.slow
-def test_killed_at_every_point_in_turn(world: World, user: str) -> None:
+def test_rerun_resumes_after_a_kill_at_each_point_in_turn(world: World, user: str) -> None:
     """A run that never gets further than one step: each one dies one point later than the one before."""
     for crash in IN_A_STEP:
         world.run(user, crash=crash)

@@ -43,7 +43,7 @@ def assert_halted(world: World, user: str, condition: str, *details: str, guid: 
         assert detail in panic
 
 
-def test_first_run(world: World, user: str) -> None:
+def test_first_run_creates_the_account(world: World, user: str) -> None:
     run = world.run(user)
     assert run.status == 0
     assert run.out == f"UUID: {user}\nGUID: {run.guid}\n"
@@ -51,7 +51,7 @@ def test_first_run(world: World, user: str) -> None:
     assert_exists(world, user, run.guid)
 
 
-def test_rerun_with_the_promises_intact(world: World, user: str) -> None:
+def test_rerun_prints_the_same_and_runs_no_step(world: World, user: str) -> None:
     first, again = world.run(user), world.run(user)
     assert (again.status, again.out) == (0, first.out)
     assert again.steps == []
@@ -97,7 +97,7 @@ def test_crash_after_tigerbeetle_result_recorded(world: World, user: str, days: 
         pytest.param("after record 3", "holds", marks=pytest.mark.slow),
     ],
 )
-def test_promises_lost_sqlite_row_kept(world: World, user: str, crash: str, held: str) -> None:
+def test_lost_promises_with_a_staged_row_panic(world: World, user: str, crash: str, held: str) -> None:
     world.run(user, crash=crash)
     world.lose_promises()
     [staged] = world.rows(user)
@@ -107,7 +107,7 @@ def test_promises_lost_sqlite_row_kept(world: World, user: str, crash: str, held
     assert world.accounts(user) == accounts
 
 
-def test_sqlite_has_the_row_tigerbeetle_has_nothing(world: World, user: str) -> None:
+def test_row_with_the_same_guid_is_committed(world: World, user: str) -> None:
     guid = str(tb.id())
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, guid)
     run = world.run(user, guid=guid)
@@ -115,7 +115,7 @@ def test_sqlite_has_the_row_tigerbeetle_has_nothing(world: World, user: str) -> 
     assert_exists(world, user, guid)
 
 
-def test_sqlite_has_the_guid_under_another_uuid(world: World, user: str) -> None:
+def test_guid_that_is_staged_for_another_uuid_panics(world: World, user: str) -> None:
     guid = str(tb.id())
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", "another", guid)
     found = f"SQLite stages uuid 'another' with guid {guid}"
@@ -134,7 +134,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", quick_only(["user_data_128"], FOREIGN))
-def test_tigerbeetle_has_the_guid_with_another(world: World, user: str, name: str) -> None:
+def test_account_with_the_same_guid_and_another_field_panics(world: World, user: str, name: str) -> None:
     guid = tb.id()
     ours: dict[str, Any] = {"id": guid, "ledger": 1, "code": 1, "user_data_128": owner_of(user)}
     world.data.mkdir(mode=0o700)
@@ -145,7 +145,7 @@ def test_tigerbeetle_has_the_guid_with_another(world: World, user: str, name: st
     assert_halted(world, user, "TigerBeetle exists_diff", str(guid), f"{name} ", guid=str(guid))
 
 
-def test_sqlite_and_promises_lost_tigerbeetle_kept(world: World, user: str) -> None:
+def test_lost_sqlite_and_promises_panic_and_create_no_second_account(world: World, user: str) -> None:
     guid = world.run(user).guid
     world.lose_sqlite()
     world.lose_promises()
@@ -155,7 +155,7 @@ def test_sqlite_and_promises_lost_tigerbeetle_kept(world: World, user: str) -> N
 
 
 @pytest.mark.parametrize("crash", quick_only(["after effect 3"], ["after record 2", "after effect 3"]))
-def test_the_staged_row_vanishes_before_the_commit(world: World, user: str, crash: str) -> None:
+def test_row_that_vanishes_before_the_commit_panics(world: World, user: str, crash: str) -> None:
     world.run(user, crash=crash)
     [guid] = world.rows(user)
     accounts = world.accounts(user)
@@ -166,7 +166,7 @@ def test_the_staged_row_vanishes_before_the_commit(world: World, user: str, cras
 
 
 @pytest.mark.slow
-def test_sqlite_restored_from_before_another_attempt_committed(world: World, user: str) -> None:
+def test_account_with_another_guid_than_the_staged_one_panics(world: World, user: str) -> None:
     """The row is the one that was staged, and the account is another: committing would make a second one."""
     world.run(user, crash="after record 2")
     [staged] = world.rows(user)
@@ -179,7 +179,7 @@ def test_sqlite_restored_from_before_another_attempt_committed(world: World, use
     assert world.accounts(user) == [committed], "a second account"
 
 
-def test_two_durable_ids_race_on_one_uuid(world: World, user: str) -> None:
+def test_one_of_two_promises_for_one_uuid_panics(world: World, user: str) -> None:
     async def race() -> list[Any]:
         async with connect(Settings.read(world.env)) as (resonate, _):
             started = [
@@ -194,7 +194,7 @@ def test_two_durable_ids_race_on_one_uuid(world: World, user: str) -> None:
     assert_exists(world, user, winner["guid"])
 
 
-def test_the_ledger_was_emptied_the_promises_are_intact(world: World, user: str) -> None:
+def test_resolved_promise_without_an_account_halts(world: World, user: str) -> None:
     guid = world.run(user).guid
     world.lose_ledger()
     run = world.run(user)
@@ -203,7 +203,7 @@ def test_the_ledger_was_emptied_the_promises_are_intact(world: World, user: str)
     assert "TigerBeetle holds no account" in run.err
 
 
-def test_a_panic_comes_back_whole_in_another_process(world: World, user: str) -> None:
+def test_panic_has_all_its_fields_in_another_process(world: World, user: str) -> None:
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, "1")
     assert world.run(user).status == 98
 

@@ -45,11 +45,11 @@ def tag(service: str) -> str:
     return image.rpartition(":")[2]
 
 
-def test_the_ledger_has_the_release_of_its_client() -> None:
+def test_tigerbeetle_image_has_the_version_of_the_client() -> None:
     assert tag("tigerbeetle") == pinned("tigerbeetle")
 
 
-def test_the_resonate_server_fits_its_sdk() -> None:
+def test_resonate_image_has_the_version_that_was_tested_with_the_sdk() -> None:
     assert tag("resonate") == SERVER_FOR_SDK[pinned("resonate-sdk")]
 
 

@@ -342,7 +342,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("on", ["embedded", "tigerbeetle", "servers"])
-def test_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
+def test_stores_agree_with_the_model(
+    on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest
+) -> None:
     address = "" if on == "embedded" else request.getfixturevalue("tb_address")
     if on == "servers":
         needs("resonate")

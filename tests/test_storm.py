@@ -33,7 +33,7 @@ def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> d
 
 
 @pytest.mark.slow
-def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
+def test_accounts_survive_kills_at_random(world: World, user: str, pytestconfig: pytest.Config) -> None:
     seed = pytestconfig.getoption("seed")
     dice = random.Random(seed)
     end = time.monotonic() + pytestconfig.getoption("seconds")

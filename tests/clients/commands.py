@@ -35,7 +35,7 @@ def command(
     return done
 
 
-def assert_environment(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_unavailable(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Exit 1, nothing on stdout, and one line that names the thing."""
     assert (done.returncode, done.stdout) == (1, "")
     [line] = [line for line in done.stderr.splitlines() if not line.startswith(EMBEDDED)]
@@ -44,7 +44,7 @@ def assert_environment(done: subprocess.CompletedProcess[str], *words: str) -> N
 
 
 #: Seconds without an answer after which the runs of these tests give up.
-SOON = "1"
+SHORT_TIMEOUT_S = "1"
 
 
 def assert_gave_up(run: Run, *words: str) -> None:
@@ -54,7 +54,7 @@ def assert_gave_up(run: Run, *words: str) -> None:
         assert word in line
 
 
-def assert_goes_on(world: World, user: str, steps: list[str]) -> None:
+def assert_resumes(world: World, user: str, steps: list[str]) -> None:
     run = world.run(user)
     assert (run.status, run.steps) == (0, steps), run.err
     assert world.rows(user) == world.accounts(user) == [run.guid]

@@ -26,7 +26,7 @@ INVALID: list[list[str]] = [
 
 
 @pytest.mark.parametrize("arguments", quick_only(INVALID[:2], INVALID), ids=ascii)
-def test_usage_is_2(embedded_world: World, arguments: list[str]) -> None:
+def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str]) -> None:
     done = command(embedded_world, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: create_account.py")
@@ -62,11 +62,11 @@ def test_hostile_input_is_data(world: World, uuid: str, user: str) -> None:
     assert world.accounts(uuid) == [guid]
 
 
-def test_verbose_shows_what_the_clients_log(embedded_world: World) -> None:
+def test_verbose_writes_the_debug_log(embedded_world: World) -> None:
     assert "resonate" in command(embedded_world, "-v", "u").stderr
 
 
-def test_verbose_shows_no_token(embedded_world: World, tb_address: str) -> None:
+def test_verbose_log_does_not_contain_the_token(embedded_world: World, tb_address: str) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     secret = {"TB_ADDRESS": tb_address, "RESONATE_URL": url, "RESONATE_TOKEN": "s3cret-t0ken"}
     done = command(embedded_world, "-v", "u", env=secret)

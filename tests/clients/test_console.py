@@ -17,10 +17,10 @@ from ..conftest import (
     free_port,
     wait_until,
 )
-from .commands import COMMAND, EMBEDDED, assert_environment, command
+from .commands import COMMAND, EMBEDDED, assert_unavailable, command
 
 
-def test_stdout_is_two_lines_and_stderr_names_the_stand_ins(embedded_world: World) -> None:
+def test_stdout_has_two_lines_and_stderr_names_what_is_embedded(embedded_world: World) -> None:
     done = command(embedded_world, "user-123")
     uuid_line, guid_line = done.stdout.splitlines()
     assert uuid_line == "UUID: user-123"
@@ -30,7 +30,7 @@ def test_stdout_is_two_lines_and_stderr_names_the_stand_ins(embedded_world: Worl
     assert str(embedded_world.data) in line
 
 
-def test_stdout_that_is_full(embedded_world: World) -> None:
+def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -> None:
     with Path("/dev/full").open("w") as full:
         done = command(embedded_world, "u", stdout=full)
     assert done.returncode == 1
@@ -38,7 +38,7 @@ def test_stdout_that_is_full(embedded_world: World) -> None:
     assert command(embedded_world, "u").returncode == 0
 
 
-def test_dependencies_that_are_missing(embedded_world: World) -> None:
+def test_missing_dependency_is_named(embedded_world: World) -> None:
     """-S: without site-packages."""
     done = subprocess.run(
         [sys.executable, "-S", COMMAND[1], "u"],
@@ -47,7 +47,7 @@ def test_dependencies_that_are_missing(embedded_world: World) -> None:
         text=True,
         check=False,
     )
-    assert_environment(done, "not installed")
+    assert_unavailable(done, "not installed")
 
 
 @dataclass

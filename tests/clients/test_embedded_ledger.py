@@ -300,14 +300,14 @@ sequences = st.builds(
 
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
 @given(sequence=sequences)
-def test_generated_sequences(ledgers: tuple[Ask, Ask], sequence: list[Request]) -> None:
+def test_generated_sequences_get_the_same_answers(ledgers: tuple[Ask, Ask], sequence: list[Request]) -> None:
     compare(ledgers, sequence)
 
 
 # -- Systematic sequences --------------------------------------------------
 
 
-def test_every_pair_of_faults(ledgers: tuple[Ask, Ask]) -> None:
+def test_every_pair_of_faults_gets_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
     """Of two faults the same one is answered, whether the account is there or not."""
     pairs = [
         one | other
@@ -322,19 +322,19 @@ def test_every_pair_of_faults(ledgers: tuple[Ask, Ask]) -> None:
     assert statuses == {"CREATED", "EXISTS", *FAULTS, *CONFLICTS}
 
 
-def test_a_status_has_its_fault_unless_it_is_refused_or_cannot_be_sent() -> None:
+def test_each_status_is_tested_unless_no_client_can_cause_it() -> None:
     rest = {status.name for status in tb.CreateAccountStatus} - {"CREATED", "EXISTS", *FAULTS, *CONFLICTS}
     assert {name for name in rest if not name.startswith(("LINKED_", "IMPORTED_"))} == {"RESERVED_FIELD"}
 
 
-def test_every_combination_of_flags(ledgers: tuple[Ask, Ask]) -> None:
+def test_every_combination_of_flags_gets_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
     combinations = [flags for flags in range(2**7) if not flags & REFUSED]
     new = [VALID | {"id": Own(flags), "flags": flags} for flags in combinations]
     there = [VALID | {"id": Own(0), "flags": flags} for flags in combinations]
     compare(ledgers, [("create_accounts", new), ("create_accounts", there), ("query_accounts", OWNED)])
 
 
-def test_every_pair_of_conditions(ledgers: tuple[Ask, Ask]) -> None:
+def test_every_pair_of_conditions_gets_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
     """Accounts that differ in one or two fields, and filters that ask for one or two things."""
     differences = [{}, OWNED | {"user_data_64": Own(1)}, *CONFLICTS.values()]
     several = [
@@ -360,7 +360,7 @@ def test_every_pair_of_conditions(ledgers: tuple[Ask, Ask]) -> None:
     )
 
 
-def test_too_large_requests(ledgers: tuple[Ask, Ask]) -> None:
+def test_requests_that_are_too_large_get_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
     accounts = [VALID | {"id": Own(number)} for number in range(BATCH_MAX + 1)]
     answers = compare(
         ledgers,
@@ -397,14 +397,14 @@ def everything(ledger: tb.ClientSync) -> list[tb.Account]:
 
 
 @pytest.mark.parametrize("status", FAULTS)
-def test_a_fault_is_told_and_nothing_is_kept(ledger: tb.ClientSync, status: str) -> None:
+def test_invalid_account_gets_its_status_and_is_not_stored(ledger: tb.ClientSync, status: str) -> None:
     [result] = ledger.create_accounts([account(**FAULTS[status])])
     assert result.status.name == status
     assert everything(ledger) == []
 
 
 @pytest.mark.parametrize("status", CONFLICTS)
-def test_a_conflict_is_told_and_nothing_is_changed(ledger: tb.ClientSync, status: str) -> None:
+def test_conflicting_account_gets_its_status_and_changes_nothing(ledger: tb.ClientSync, status: str) -> None:
     ledger.create_accounts([account()])
     before = everything(ledger)
     [result] = ledger.create_accounts([account(**CONFLICTS[status])])
@@ -413,7 +413,7 @@ def test_a_conflict_is_told_and_nothing_is_changed(ledger: tb.ClientSync, status
     assert everything(ledger) == before
 
 
-def test_an_account_is_kept_whole(ledger: tb.ClientSync) -> None:
+def test_account_is_stored_with_all_its_fields(ledger: tb.ClientSync) -> None:
     largest = {
         field: 2 ** WIDTHS[field] - 1 for field in WIDTHS if field.startswith(("user", "ledger", "code"))
     }
@@ -424,7 +424,7 @@ def test_an_account_is_kept_whole(ledger: tb.ClientSync) -> None:
     assert everything(ledger) == kept
 
 
-def test_time_goes_on_when_the_clock_goes_back(
+def test_timestamps_increase_although_the_clock_goes_back(
     ledger: tb.ClientSync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create_at(now: int, *ids: int) -> list[tb.CreateAccountResult]:
@@ -442,7 +442,7 @@ def test_time_goes_on_when_the_clock_goes_back(
     assert fourth.timestamp == 2000
 
 
-def test_requests_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+def test_concurrent_requests_run_one_after_the_other(tmp_path: Path) -> None:
     async def race() -> list[list[tb.CreateAccountResult]]:
         ledger = await EmbeddedLedger(tmp_path).open()
         try:
@@ -459,7 +459,7 @@ REQUESTS = {name for name in dir(tb.AsyncStateMachineMixin) if not name.startswi
 
 
 @pytest.mark.parametrize("name", [*sorted(REQUESTS - SUPPORTED), "get_change_events", "anything"])
-def test_other_requests_are_refused(ledger: tb.ClientSync, name: str) -> None:
+def test_unsupported_requests_are_refused(ledger: tb.ClientSync, name: str) -> None:
     with pytest.raises(NotImplementedError, match=f"the embedded ledger has no {name}: set TB_ADDRESS"):
         getattr(ledger, name)([])
 
@@ -472,19 +472,23 @@ def test_linked_and_imported_accounts_are_refused(ledger: tb.ClientSync, flag: t
 
 
 @pytest.mark.parametrize(("field", "value"), ACCOUNT_OVERFLOWS)
-def test_a_number_that_does_not_fit_is_refused(ledger: tb.ClientSync, field: str, value: int) -> None:
+def test_account_with_a_number_that_is_too_large_is_refused(
+    ledger: tb.ClientSync, field: str, value: int
+) -> None:
     with pytest.raises(tb.IntegerOverflowError, match=f"{field}=={value} "):
         ledger.create_accounts([account(), account(**{field: value})])
     assert everything(ledger) == []
 
 
 @pytest.mark.parametrize(("field", "value"), FILTER_OVERFLOWS)
-def test_a_filter_that_does_not_fit_is_refused(ledger: tb.ClientSync, field: str, value: int) -> None:
+def test_filter_with_a_number_that_is_too_large_is_refused(
+    ledger: tb.ClientSync, field: str, value: int
+) -> None:
     with pytest.raises(tb.IntegerOverflowError, match=f"{field}=={value} "):
         ledger.query_accounts(query(**{field: value}))
 
 
-def test_a_request_may_be_large_but_not_too_large(ledger: tb.ClientSync) -> None:
+def test_largest_request_is_accepted_and_a_larger_one_refused(ledger: tb.ClientSync) -> None:
     accounts = [account(id=number) for number in range(1, BATCH_MAX + 2)]
     largest = accounts[:-1]
     for ask in (

@@ -32,12 +32,12 @@ from ..conftest import (
     needs,
     wait_until,
 )
-from .commands import SOON, assert_environment, assert_gave_up, assert_goes_on, command
+from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
-def test_resonate_server_that_is_not_there(embedded_world: World, tb_address: str) -> None:
+def test_unavailable_resonate_server_is_named(embedded_world: World, tb_address: str) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    assert_environment(
+    assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": url}), url, "start it"
     )
 
@@ -63,8 +63,10 @@ def web_server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("web_server", [(200, b"<html>"), (404, b""), (200, b"{}")], indirect=True)
-def test_resonate_url_of_another_server(embedded_world: World, tb_address: str, web_server: str) -> None:
-    assert_environment(
+def test_resonate_url_of_another_kind_of_server_is_named(
+    embedded_world: World, tb_address: str, web_server: str
+) -> None:
+    assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": web_server}), web_server
     )
 
@@ -81,7 +83,9 @@ def server_world(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
 @pytest.mark.parametrize(
     "point", ["before create 1", "before effect 3", "after effect 3", "before settle the promise"]
 )
-def test_the_resonate_server_is_restarted(server_world: ServerWorld, user: str, point: str) -> None:
+def test_run_completes_after_the_resonate_server_restarts(
+    server_world: ServerWorld, user: str, point: str
+) -> None:
     with server_world.held(user, point) as process:
         server_world.resonate.kill()
         server_world.resonate.wait()
@@ -91,26 +95,30 @@ def test_the_resonate_server_is_restarted(server_world: ServerWorld, user: str, 
     assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
 
 
-def test_the_resonate_server_stays_away(server_world: ServerWorld, user: str) -> None:
-    with server_world.held(user, "after effect 3", PATIENCE=SOON) as process:
+def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
+    server_world: ServerWorld, user: str
+) -> None:
+    with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
         server_world.resonate.kill()
         server_world.resonate.wait()
     assert_gave_up(server_world.finish(process), "Resonate server")
     server_world.restart_resonate()
-    assert_goes_on(server_world, user, ["3"])
+    assert_resumes(server_world, user, ["3"])
 
 
-def test_the_resonate_server_fails_at_what_it_is_asked(server_world: ServerWorld, user: str) -> None:
+def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
+    server_world: ServerWorld, user: str
+) -> None:
     """Its database cannot be written. That it still reads, here for a second process, hides nothing."""
     with contextlib.ExitStack() as stack:
-        with server_world.held(user, "after effect 3", PATIENCE=SOON) as process:
+        with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
             second = stack.enter_context(watching(server_world, user))
             stack.enter_context(unwritable(server_world.promises / "resonate.db"))
         assert_gave_up(server_world.finish(process), "keeps returning status 500")
         assert second.poll() is None
         second.kill()
         second.wait()
-    assert_goes_on(server_world, user, ["3"])
+    assert_resumes(server_world, user, ["3"])
 
 
 @contextlib.contextmanager
@@ -141,7 +149,9 @@ def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]
             process.wait()
 
 
-def test_the_resonate_server_is_paused_for_longer_than_a_lease(server_world: ServerWorld, user: str) -> None:
+def test_run_completes_after_the_resonate_server_was_paused_for_longer_than_a_lease(
+    server_world: ServerWorld, user: str
+) -> None:
     with server_world.held(user, "before effect 3", LEASE="1") as process:
         server_world.resonate.send_signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -152,7 +162,7 @@ def test_the_resonate_server_is_paused_for_longer_than_a_lease(server_world: Ser
     assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
 
 
-def test_a_result_arrives_although_the_server_does_not_push_it_and_the_run_does_not_ask(
+def test_result_arrives_although_the_server_does_not_push_it_and_the_run_does_not_ask(
     server_world: ServerWorld, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESONATE_MESSAGES__POLL_INTERVAL", str(10 * HANG_S * 1000))
@@ -161,7 +171,7 @@ def test_a_result_arrives_although_the_server_does_not_push_it_and_the_run_does_
 
 
 @pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
-def test_a_process_is_paused_for_longer_than_its_lease(
+def test_process_that_is_paused_for_longer_than_its_lease_prints_the_same_account(
     server_world: ServerWorld, user: str, point: str
 ) -> None:
     """Another takes over; the paused one wakes up, is fenced off, and shows the same account."""
@@ -175,7 +185,9 @@ def test_a_process_is_paused_for_longer_than_its_lease(
     assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
 
 
-def test_two_processes_with_one_uuid_at_once(server_world: ServerWorld, user: str) -> None:
+def test_two_concurrent_processes_with_one_uuid_print_the_same_account(
+    server_world: ServerWorld, user: str
+) -> None:
     processes = [server_world.start(user) for _ in range(2)]
     runs = [server_world.finish(process) for process in processes]
     assert [run.status for run in runs] == [0, 0]
@@ -183,7 +195,7 @@ def test_two_processes_with_one_uuid_at_once(server_world: ServerWorld, user: st
     assert server_world.rows(user) == server_world.accounts(user) == [runs[0].guid]
 
 
-def test_twenty_processes_with_twenty_uuids_at_once(server_world: ServerWorld, user: str) -> None:
+def test_twenty_concurrent_processes_create_twenty_accounts(server_world: ServerWorld, user: str) -> None:
     uuids = [f"{user}-{number}" for number in range(20)]
     processes = [server_world.start(uuid) for uuid in uuids]
     runs = [server_world.finish(process) for process in processes]
@@ -193,7 +205,7 @@ def test_twenty_processes_with_twenty_uuids_at_once(server_world: ServerWorld, u
     }
 
 
-def test_a_process_that_is_left_alone_still_hears_the_server(
+def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_not(
     server_world: ServerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The SDK's own listener goes deaf when aiohttp's limit of five minutes, here half a second, is over."""

@@ -19,12 +19,12 @@ from ..conftest import (
     locked,
     quick_only,
 )
-from .commands import COMMAND, SOON, assert_environment, assert_gave_up, assert_goes_on, command
+from .commands import COMMAND, SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 FILES = ["accounts.db", "promises.db", "ledger.db"]
 
 
-def test_the_files_are_their_owners_alone_under_a_lax_umask(embedded_world: World) -> None:
+def test_only_the_owner_may_use_the_files_whatever_the_umask(embedded_world: World) -> None:
     subprocess.run(
         [*COMMAND, "u"],
         env=embedded_world.environ(),
@@ -40,26 +40,26 @@ def test_the_files_are_their_owners_alone_under_a_lax_umask(embedded_world: Worl
 
 
 @pytest.mark.parametrize("path", quick_only(["file"], ["/dev/null/data", "/proc/data", "file"]))
-def test_data_dir_that_cannot_be_written(embedded_world: World, path: str) -> None:
+def test_data_dir_that_cannot_be_written_is_named(embedded_world: World, path: str) -> None:
     (embedded_world.directory / "file").touch()
-    assert_environment(command(embedded_world, "u", env={"DATA_DIR": path}), path, "DATA_DIR")
+    assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": path}), path, "DATA_DIR")
 
 
 @pytest.mark.parametrize("file", quick_only(["accounts.db"], FILES))
-def test_a_database_that_is_none(embedded_world: World, file: str) -> None:
+def test_invalid_database_is_named_and_not_changed(embedded_world: World, file: str) -> None:
     data = embedded_world.directory / "data"
     data.mkdir()
     (data / file).write_text("no database" * 100)
-    assert_environment(
+    assert_unavailable(
         command(embedded_world, "u", env={"DATA_DIR": "data"}), f"data/{file}", "not a database"
     )
     assert (data / file).read_text() == "no database" * 100
 
 
-def test_an_accounts_table_of_another_shape(embedded_world: World) -> None:
+def test_accounts_table_with_other_columns_is_refused(embedded_world: World) -> None:
     with closing(sqlite3.connect(embedded_world.directory / "accounts.db")) as db:
         db.execute("CREATE TABLE accounts (name TEXT)")
-    assert_environment(command(embedded_world, "u", env={"DATA_DIR": "."}), "accounts.db", "uuid")
+    assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "."}), "accounts.db", "uuid")
 
 
 STORES = pytest.mark.parametrize(
@@ -69,7 +69,7 @@ STORES = pytest.mark.parametrize(
 
 
 @STORES
-def test_sqlite_is_locked_for_a_while(
+def test_run_waits_for_a_locked_file(
     embedded_world: World, user: str, file: str, point: str, left: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -83,19 +83,19 @@ def test_sqlite_is_locked_for_a_while(
 
 @STORES
 @pytest.mark.slow
-def test_sqlite_stays_locked(
+def test_run_ends_if_a_file_stays_locked_and_a_rerun_resumes(
     embedded_world: World, user: str, file: str, point: str, left: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
-        with embedded_world.held(user, point, PATIENCE=SOON) as process:
+        with embedded_world.held(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
             stack.enter_context(locked(embedded_world.data / file))
         run = embedded_world.finish(process)
         assert (run.status, run.out) == (1, "")
-    assert_goes_on(embedded_world, user, left)
+    assert_resumes(embedded_world, user, left)
 
 
 @pytest.mark.slow
-def test_the_disk_is_full(embedded_world: World, user: str) -> None:
+def test_full_disk_ends_the_run_and_a_rerun_resumes(embedded_world: World, user: str) -> None:
     """No file may grow past a limit that rises from run to run: each run ends well, or says so."""
     statuses = []
     for limit in range(4096, 200_000, 12_288):
@@ -105,16 +105,16 @@ def test_the_disk_is_full(embedded_world: World, user: str) -> None:
         statuses.append(run.status)
     assert statuses == sorted(statuses, reverse=True)
     assert set(statuses) == {0, 1}
-    assert_goes_on(embedded_world, user, [])
+    assert_resumes(embedded_world, user, [])
 
 
 @pytest.mark.parametrize("file", quick_only(["accounts.db"], FILES))
-def test_a_file_is_read_only(embedded_world: World, user: str, file: str) -> None:
+def test_read_only_file_ends_the_run_and_a_rerun_resumes(embedded_world: World, user: str, file: str) -> None:
     embedded_world.run(user, crash="before effect 2")
     files = list(embedded_world.data.glob(f"{file}*"))
     with immutable(embedded_world.data, *files):
         assert_gave_up(embedded_world.run(user), f"data/{file}")
-    assert_goes_on(embedded_world, user, ["2", "3"])
+    assert_resumes(embedded_world, user, ["2", "3"])
 
 
 @contextlib.contextmanager

@@ -20,26 +20,26 @@ from ..conftest import (
     needs,
     tigerbeetle_replica,
 )
-from .commands import SOON, assert_environment, assert_gave_up, assert_goes_on, command
+from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
 @pytest.mark.slow
-def test_tigerbeetle_that_is_not_there(embedded_world: World) -> None:
+def test_unavailable_tigerbeetle_is_named(embedded_world: World) -> None:
     address = f"127.0.0.1:{free_port()}"
-    assert_environment(
+    assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": address}), "TigerBeetle", address, "start it"
     )
 
 
 @pytest.mark.parametrize("address", ["localhost:3000", "nonsense", "127.0.0.1:99999", "é"])
-def test_tigerbeetle_address_that_is_none(embedded_world: World, address: str) -> None:
-    assert_environment(
+def test_invalid_tigerbeetle_address_is_named(embedded_world: World, address: str) -> None:
+    assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": address}), "TB_ADDRESS", "127.0.0.1:3000"
     )
 
 
-def test_another_cluster(embedded_world: World, tb_address: str) -> None:
-    assert_environment(
+def test_cluster_id_of_another_cluster_is_an_error(embedded_world: World, tb_address: str) -> None:
+    assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}), "cluster 7"
     )
 
@@ -86,7 +86,7 @@ def ledger_world(tmp_path: Path, replica: Replica) -> World:
 
 
 @pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
-def test_tigerbeetle_is_killed_and_comes_back(
+def test_run_completes_after_tigerbeetle_restarts(
     ledger_world: World, replica: Replica, user: str, point: str
 ) -> None:
     with ledger_world.held(user, point) as process:
@@ -101,27 +101,27 @@ def test_tigerbeetle_is_killed_and_comes_back(
     ("point", "left"),
     [("before create 2", ["2", "3"]), ("before effect 3", ["3"]), ("before settle the promise", [])],
 )
-def test_tigerbeetle_is_killed_and_stays_away(
+def test_run_ends_if_tigerbeetle_stays_unavailable_and_a_rerun_resumes(
     ledger_world: World, replica: Replica, user: str, point: str, left: list[str]
 ) -> None:
-    with ledger_world.held(user, point, PATIENCE=SOON) as process:
+    with ledger_world.held(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
         replica.kill()
     assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     replica.start()
-    assert_goes_on(ledger_world, user, left)
+    assert_resumes(ledger_world, user, left)
 
 
-def test_tigerbeetle_is_paused_for_longer_than_patience(
+def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(
     ledger_world: World, replica: Replica, user: str
 ) -> None:
     with contextlib.ExitStack() as stack:
-        with ledger_world.held(user, "before effect 3", PATIENCE=SOON) as process:
+        with ledger_world.held(user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
             stack.enter_context(replica.paused())
         assert_gave_up(ledger_world.finish(process), "TigerBeetle")
-    assert_goes_on(ledger_world, user, ["3"])
+    assert_resumes(ledger_world, user, ["3"])
 
 
-def test_tigerbeetle_is_paused_for_a_while(ledger_world: World, replica: Replica, user: str) -> None:
+def test_run_waits_while_tigerbeetle_is_paused(ledger_world: World, replica: Replica, user: str) -> None:
     with contextlib.ExitStack() as stack:
         with ledger_world.held(user, "before effect 3") as process:
             stack.enter_context(replica.paused())
@@ -130,16 +130,18 @@ def test_tigerbeetle_is_paused_for_a_while(ledger_world: World, replica: Replica
     assert ledger_world.finish(process).status == 0
 
 
-def test_tigerbeetles_answer_is_lost(ledger_world: World, replica: Replica, user: str) -> None:
+def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(
+    ledger_world: World, replica: Replica, user: str
+) -> None:
     """The account is committed and nobody hears of it: the next run finds EXISTS, which is no panic."""
     with proxy(replica.port) as way:
         with ledger_world.held(
-            user, "before effect 3", PATIENCE=SOON, TB_ADDRESS=f"127.0.0.1:{way.port}"
+            user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{way.port}"
         ) as process:
             way.answers = False
         assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     assert len(ledger_world.accounts(user)) == 1
-    assert_goes_on(ledger_world, user, ["3"])
+    assert_resumes(ledger_world, user, ["3"])
 
 
 @dataclass

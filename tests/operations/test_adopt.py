@@ -102,9 +102,7 @@ def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
 
 
 @pytest.mark.slow
-def test_adopt_says_the_same_as_often_as_it_is_run_and_so_does_create_account(
-    world: World, user: str
-) -> None:
+def test_adopt_prints_the_same_each_time_and_create_account_stays_halted(world: World, user: str) -> None:
     """Its promise is rejected for good: an application goes on by the stores, as check does."""
     world.run(user, crash="after record 2")
     [guid] = world.rows(user)
@@ -127,7 +125,7 @@ def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user:
     assert world.finish(process).status == 0
 
 
-def test_adopt_is_refused_before_the_uuid_was_asked_for(world: World, user: str, guid: str) -> None:
+def test_adopt_is_refused_if_the_uuid_was_never_requested(world: World, user: str, guid: str) -> None:
     world.run(f"{user}-2")
     for again in (False, True):
         assert_refused(world, user, f"create-account-{user} not found", again=again)
@@ -148,7 +146,7 @@ def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, use
     assert_adopted(world, user, held)
 
 
-def test_again_is_refused_where_there_is_something_to_finish(world: World, user: str, guid: str) -> None:
+def test_again_is_refused_if_a_guid_is_staged(world: World, user: str, guid: str) -> None:
     halt(world, user)
     stage(world, user, guid)
     assert_refused(world, user, f"guid {guid} is staged", again=True)
@@ -193,7 +191,13 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
     ),
 )
 @pytest.mark.parametrize("held", quick_only([False], [True, False]), ids=["held", "staged"])
-def test_adopt_survives_a_crash(world: World, user: str, guid: str, point: str, held: bool) -> None:  # noqa: FBT001
+def test_adopt_resumes_its_attempt_after_a_crash(
+    world: World,
+    user: str,
+    guid: str,
+    point: str,
+    held: bool,  # noqa: FBT001
+) -> None:
     """The attempt is gone on with, and is the only one."""
     halt(world, user)
     if held:
@@ -210,7 +214,7 @@ def test_adopt_survives_a_crash(world: World, user: str, guid: str, point: str, 
 
 @pytest.mark.parametrize("point", ["after record 2", "after effect 3"])
 @pytest.mark.slow
-def test_again_survives_a_crash(world: World, user: str, point: str) -> None:
+def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, point: str) -> None:
     halt(world, user)
     crash(world, user, point, "--again")
     rows = world.rows(user)
@@ -239,7 +243,7 @@ def crash(world: World, user: str, point: str, *options: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_panic_of_an_attempt_is_no_end(world: World, user: str, guid: str) -> None:
+def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str, guid: str) -> None:
     """It is as final as the first, and the next attempt is another."""
     halt(world, user)
     stage(world, user, guid)
@@ -259,7 +263,7 @@ def test_a_panic_of_an_attempt_is_no_end(world: World, user: str, guid: str) -> 
 
 
 @pytest.mark.slow
-def test_the_longest_and_strangest_uuid_is_adopted(world: World, user: str) -> None:
+def test_longest_uuid_with_special_characters_is_adopted(world: World, user: str) -> None:
     uuid = f"-'; $(x) 🐯{user}".ljust(256, "🐯")
     halt(world, uuid)
     assert_adopted(world, uuid, again=True)

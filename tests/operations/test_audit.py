@@ -15,7 +15,7 @@ from ..conftest import (
 from .commands import DISAGREE, commit, findings, load, script, stage
 
 
-def test_audit_finds_that_they_agree(world_with_own_ledger: World, user: str) -> None:
+def test_audit_reads_all_pages_and_reports_each_missing_row(world_with_own_ledger: World, user: str) -> None:
     """More than a page of each."""
     guids = [str(tb.id()) for _ in range(1200)]
     world_with_own_ledger.run(user)
@@ -40,7 +40,7 @@ def test_audit_finds_that_they_agree(world_with_own_ledger: World, user: str) ->
     ]
 
 
-def test_audit_names_each_disagreement_once(world_with_own_ledger: World, user: str) -> None:
+def test_audit_reports_each_disagreement_once(world_with_own_ledger: World, user: str) -> None:
     world_with_own_ledger.run(f"{user}-fine")
     unreferenced, other, foreign, second, crossed = (str(tb.id()) for _ in range(5))
     commit(world_with_own_ledger, f"{user}-unreferenced", unreferenced)
@@ -80,7 +80,9 @@ def test_audit_names_each_disagreement_once(world_with_own_ledger: World, user: 
     assert count == "2 unreferenced, 2 staged, 5 conflict; 6 accounts, 9 rows, 0 in progress"
 
 
-def test_audit_counts_what_is_in_progress_and_finds_nothing(world_with_own_ledger: World, user: str) -> None:
+def test_audit_counts_accounts_in_progress_and_does_not_report_them(
+    world_with_own_ledger: World, user: str
+) -> None:
     world_with_own_ledger.run(user, crash="after record 2")
     assert findings(world_with_own_ledger) == (0, [], "clean; 0 accounts, 1 rows, 1 in progress")
     world_with_own_ledger.run(user)
@@ -88,7 +90,7 @@ def test_audit_counts_what_is_in_progress_and_finds_nothing(world_with_own_ledge
 
 
 @pytest.mark.slow
-def test_audit_finds_promises_that_are_kept_of_nothing(world: World, user: str) -> None:
+def test_audit_reports_a_resolved_promise_without_an_account(world: World, user: str) -> None:
     guid = world.run(user).guid
     world.lose_ledger()
     world.run(f"{user}-2")
@@ -99,7 +101,7 @@ def test_audit_finds_promises_that_are_kept_of_nothing(world: World, user: str) 
 
 
 @pytest.mark.slow
-def test_audit_raises_no_false_alarm_under_load(world_with_own_ledger: World, user: str) -> None:
+def test_audit_reports_nothing_while_accounts_are_created(world_with_own_ledger: World, user: str) -> None:
     def audit_it(uuids: list[str]) -> None:
         for _ in range(3):
             status, lines, count = findings(world_with_own_ledger, script)

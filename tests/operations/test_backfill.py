@@ -102,7 +102,7 @@ def assert_exist(world: World, accounts: dict[str, str]) -> None:
     assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
 
 
-def test_each_is_as_a_single_run_makes_it(world: World, user: str) -> None:
+def test_backfill_creates_the_same_accounts_as_single_runs(world: World, user: str) -> None:
     uuids = names(user, 100)
     single = world.run(uuids[7])
     many = run(world, *uuids)
@@ -116,7 +116,7 @@ def test_each_is_as_a_single_run_makes_it(world: World, user: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_rerun_of_another_list_finds_the_same_accounts(embedded_world: World, user: str) -> None:
+def test_rerun_of_a_reordered_list_finds_the_same_accounts(embedded_world: World, user: str) -> None:
     uuids = names(user, 20)
     first = run(embedded_world, *uuids)
     other = run(embedded_world, *reversed(uuids[5:]), f"{user}-another")
@@ -125,7 +125,7 @@ def test_a_rerun_of_another_list_finds_the_same_accounts(embedded_world: World, 
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> None:
+def test_killed_backfill_prints_the_whole_result_on_a_rerun(world: World, user: str) -> None:
     uuids = names(user, LINES if KILLS else 200)
     file = world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
@@ -148,7 +148,7 @@ def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> No
     assert_exist(world, last.accounts)
 
 
-def test_a_panic_halts_its_account_and_not_its_neighbours(world: World, user: str) -> None:
+def test_panic_halts_only_its_own_account(world: World, user: str) -> None:
     uuids = names(user, 10)
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", uuids[4])
     many = run(world, *uuids, "")
@@ -161,7 +161,7 @@ def test_a_panic_halts_its_account_and_not_its_neighbours(world: World, user: st
 
 
 @pytest.mark.slow
-def test_an_account_that_the_ledger_has_lost_is_not_shown(embedded_world: World, user: str) -> None:
+def test_account_that_the_ledger_lost_is_not_printed(embedded_world: World, user: str) -> None:
     lost = run(embedded_world, user)
     embedded_world.lose_ledger()
     many = run(embedded_world, user, f"{user}-new")
@@ -182,7 +182,7 @@ INVALID = {
 }
 
 
-def test_an_invalid_line_is_named_by_number_and_skipped(embedded_world: World, user: str) -> None:
+def test_invalid_line_is_named_by_its_number_and_skipped(embedded_world: World, user: str) -> None:
     many = run(embedded_world, user, *INVALID.values(), f"{user}-last")
     assert (many.status, list(many.accounts)) == (2, [user, f"{user}-last"])
     assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": len(INVALID)}
@@ -193,7 +193,7 @@ def test_an_invalid_line_is_named_by_number_and_skipped(embedded_world: World, u
 
 
 @pytest.mark.slow
-def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(embedded_world: World, user: str) -> None:
+def test_byte_order_mark_and_line_ends_are_not_part_of_a_uuid(embedded_world: World, user: str) -> None:
     """A byte order mark, CRLF, and a last line without an end."""
     many = run(embedded_world, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
     assert (many.status, list(many.accounts)) == (0, [user, f"{user}-2"])
@@ -202,14 +202,14 @@ def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(embedded_world: W
     assert last.shown == many.shown
 
 
-def test_a_uuid_is_data(embedded_world: World) -> None:
+def test_unusual_uuid_is_data(embedded_world: World) -> None:
     uuids = ["'; DROP TABLE accounts; --", "🐯", "-x", "x y", "%s", "x" * 256]
     many = run(embedded_world, *uuids)
     assert (many.status, list(many.accounts)) == (0, uuids)
     assert_exist(embedded_world, many.accounts)
 
 
-def test_a_uuid_that_comes_twice_has_one_account(world: World, user: str) -> None:
+def test_uuid_that_occurs_twice_has_one_account(world: World, user: str) -> None:
     uuids = names(user, 100)
     many = run(world, user, user, *uuids, user)
     assert many.status == 0
@@ -219,7 +219,7 @@ def test_a_uuid_that_comes_twice_has_one_account(world: World, user: str) -> Non
     assert_exist(world, many.accounts)
 
 
-def test_each_is_shown_as_it_comes(world: World, user: str) -> None:
+def test_each_account_is_printed_before_the_next_line_is_read(world: World, user: str) -> None:
     """Not only when the list ends: it may come from a program that asks for one after the other."""
     with backfill(world) as process:
         assert process.stdin is not None
@@ -232,7 +232,7 @@ def test_each_is_shown_as_it_comes(world: World, user: str) -> None:
         assert process.wait(timeout=HANG_S) == 0
 
 
-def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) -> None:
+def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> None:
     account = tb.Account(id=tb.id(), ledger=1, code=1, user_data_128=secrets.randbits(127))
     asked = [
         account,
@@ -260,7 +260,7 @@ def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) 
 
 @pytest.mark.parametrize("in_flight", ["1", "3"])
 @pytest.mark.slow
-def test_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
+def test_all_accounts_are_created_with_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
     with backfill(embedded_world, "--in-flight", in_flight) as process:
         few = done(
             process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=HANG_S)
@@ -268,7 +268,7 @@ def test_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
     assert (few.status, list(few.accounts)) == (0, [str(number) for number in range(10)])
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(embedded_world: World) -> None:
+def test_reader_that_closes_stdout_causes_no_error(embedded_world: World) -> None:
     file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{number}\n" for number in range(5_000)))
     with backfill(embedded_world, str(file)) as process:
@@ -282,7 +282,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(embedded_world: World) -> Non
     assert some.counts()["created"] < 5_000
 
 
-def test_stdout_that_is_full(embedded_world: World) -> None:
+def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -> None:
     with Path("/dev/full").open("wb") as full, backfill(embedded_world, stdout=full) as process:
         _, err = process.communicate(b"1\n2\n", timeout=HANG_S)
     assert process.returncode == 1
@@ -332,7 +332,7 @@ def is_full(pipe: IO[bytes] | None) -> bool:
     ],
     ids=" ".join,
 )
-def test_usage_is_2(embedded_world: World, arguments: list[str], words: str) -> None:
+def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str], words: str) -> None:
     with backfill(embedded_world, *arguments) as process:
         wrong = done(process, *process.communicate(timeout=HANG_S))
     assert (wrong.status, wrong.shown) == (2, [])
@@ -340,7 +340,7 @@ def test_usage_is_2(embedded_world: World, arguments: list[str], words: str) -> 
 
 
 @pytest.mark.parametrize("file", ["missing", "."])
-def test_a_list_that_cannot_be_read(embedded_world: World, file: str) -> None:
+def test_list_that_cannot_be_read_is_named(embedded_world: World, file: str) -> None:
     with backfill(embedded_world, file) as process:
         unread = done(process, *process.communicate(timeout=HANG_S))
     assert (unread.status, unread.shown) == (1, [])
@@ -348,7 +348,7 @@ def test_a_list_that_cannot_be_read(embedded_world: World, file: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(embedded_world: World, user: str) -> None:
+def test_outage_ends_backfill_with_one_line_and_a_rerun_resumes(embedded_world: World, user: str) -> None:
     """SQLite stays locked for longer than a run waits."""
     run(embedded_world, user)
     with backfill(embedded_world, PATIENCE="1") as process:
@@ -364,7 +364,7 @@ def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(embedded_world: World
     assert list(run(embedded_world, "1", "2", "3").accounts) == ["1", "2", "3"]
 
 
-def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) -> None:
+def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str) -> None:
     """Its database is locked, and it answers with its own failure: no account is given up."""
     if not isinstance(world, ServerWorld):
         pytest.skip("only a Resonate server answers so")
@@ -381,7 +381,7 @@ def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) 
     assert_exist(world, many.accounts)
 
 
-def test_a_progress_bar_where_stderr_is_a_terminal(embedded_world: World) -> None:
+def test_progress_bar_is_drawn_if_stderr_is_a_terminal(embedded_world: World) -> None:
     file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{number}\n" for number in range(20)))
     terminal, stderr = pty.openpty()
@@ -413,7 +413,7 @@ def peak(world: World, lines: int) -> int:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_list(embedded_world: World) -> None:
+def test_memory_does_not_grow_with_the_length_of_the_list(embedded_world: World) -> None:
     few, many = peak(embedded_world, LINES // 10), peak(embedded_world, LINES)
     assert many - few < 10 * 2**20
     assert many < 200 * 2**20

@@ -88,7 +88,7 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-def test_check_conflict_the_account_is_another(world: World, user: str) -> None:
+def test_check_conflict_if_a_field_of_the_account_differs(world: World, user: str) -> None:
     world.run(user)
     for number, (other, fields) in enumerate(OTHER.items()):
         uuid, guid = f"{user}-{number}", str(tb.id())
@@ -97,7 +97,7 @@ def test_check_conflict_the_account_is_another(world: World, user: str) -> None:
         assert_verdict(world, uuid, CONFLICT, "conflict", guid, f"has {other}, not ")
 
 
-def test_check_conflict_the_uuid_has_an_account_under_another_guid(
+def test_check_conflict_if_the_uuid_has_an_account_with_another_guid(
     world: World, user: str, guid: str
 ) -> None:
     held = world.run(user).guid
@@ -105,7 +105,7 @@ def test_check_conflict_the_uuid_has_an_account_under_another_guid(
     assert_verdict(world, user, CONFLICT, "conflict", f"TigerBeetle holds account {held}")
 
 
-def test_check_conflict_several_accounts(world: World, user: str, guid: str) -> None:
+def test_check_conflict_if_the_uuid_has_several_accounts(world: World, user: str, guid: str) -> None:
     held = world.run(user).guid
     commit(world, user, guid)
     assert_verdict(world, user, CONFLICT, "conflict", f"TigerBeetle holds account {guid}")
@@ -113,13 +113,13 @@ def test_check_conflict_several_accounts(world: World, user: str, guid: str) -> 
     assert_verdict(world, user, CONFLICT, "conflict", guid, held)
 
 
-def test_check_conflict_the_guid_is_staged_for_another_uuid(world: World, user: str) -> None:
+def test_check_conflict_if_the_guid_is_staged_for_another_uuid(world: World, user: str) -> None:
     guid = world.run(user).guid
     world.sql("UPDATE accounts SET uuid = 'another' WHERE uuid = ?", user)
     assert_verdict(world, user, CONFLICT, "conflict", f"stages guid {guid} for uuid 'another'")
 
 
-def test_check_conflict_the_guid_is_none(world: World, user: str) -> None:
+def test_check_conflict_if_the_guid_is_invalid(world: World, user: str) -> None:
     world.run(user)
     for number, text in enumerate(["", "abc", "0", "007", "-1", "²", str(2**128), "9" * 5000]):
         stage(world, f"{user}-{number}", text)
@@ -127,7 +127,7 @@ def test_check_conflict_the_guid_is_none(world: World, user: str) -> None:
 
 
 @pytest.mark.slow
-def test_check_conflict_the_promise_is_kept_and_the_account_is_gone(world: World, user: str) -> None:
+def test_check_conflict_if_a_resolved_promise_has_no_account(world: World, user: str) -> None:
     """Neither `staged` nor `absent`: no run will make it, and an application may have been told of it."""
     guid = world.run(user).guid
     world.lose_ledger()
@@ -137,7 +137,7 @@ def test_check_conflict_the_promise_is_kept_and_the_account_is_gone(world: World
     assert_verdict(world, user, CONFLICT, "conflict", f"does not hold its account {guid}")
 
 
-def test_check_says_that_a_closed_account_exists(world: World, user: str, guid: str) -> None:
+def test_check_exists_if_the_account_is_closed(world: World, user: str, guid: str) -> None:
     """Whether a transfer closed it is nothing that the example decides."""
     world.run(f"{user}-2")
     commit(world, user, guid, flags=tb.AccountFlags.CLOSED)
@@ -146,7 +146,7 @@ def test_check_says_that_a_closed_account_exists(world: World, user: str, guid: 
 
 
 @pytest.mark.parametrize("crash", quick_only(["after effect 3"], ["", "after effect 3"]))
-def test_looking_changes_nothing(world: World, user: str, crash: str) -> None:
+def test_reading_commands_change_no_file(world: World, user: str, crash: str) -> None:
     """Neither after a clean end, when SQLite has removed its -wal and -shm files, nor after a crash."""
 
     def files() -> dict[str, bytes]:
@@ -160,7 +160,7 @@ def test_looking_changes_nothing(world: World, user: str, crash: str) -> None:
     assert files() == before
 
 
-def test_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: str) -> None:
+def test_check_reads_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: str) -> None:
     """Its -wal file ends with the header: SQLite itself gives up there, with "locking protocol"."""
     world.run(user)
     file = world.data / "accounts.db"
@@ -207,9 +207,7 @@ def assert_cannot_tell(done: subprocess.CompletedProcess[str], *words: str) -> N
 
 @pytest.mark.parametrize("file", ["accounts.db", "promises.db", "ledger.db"])
 @pytest.mark.slow
-def test_a_file_that_is_not_there_or_no_database_is_no_empty_store(
-    world: World, user: str, file: str
-) -> None:
+def test_missing_or_invalid_file_is_an_error(world: World, user: str, file: str) -> None:
     world.run(user)
     if not (world.data / file).exists():
         pytest.skip("it is a server's")
@@ -221,13 +219,13 @@ def test_a_file_that_is_not_there_or_no_database_is_no_empty_store(
     assert_cannot_tell(script(world, "check", user), file, "not a database")
 
 
-def test_a_directory_that_is_not_there_is_no_empty_store(world: World, user: str) -> None:
+def test_missing_directory_is_an_error_and_is_not_created(world: World, user: str) -> None:
     for command in COMMANDS:
         assert_cannot_tell(script(world, *command(user)), str(world.data), "does not exist", "DATA_DIR")
     assert not world.data.exists()
 
 
-def test_a_server_that_does_not_answer_tells_nothing(world: World, user: str) -> None:
+def test_server_that_does_not_answer_is_an_error(world: World, user: str) -> None:
     world.run(user)
     for variable, address in (("TB_ADDRESS", "127.0.0.1:{}"), ("RESONATE_URL", "http://127.0.0.1:{}")):
         if variable in world.env:
@@ -235,7 +233,7 @@ def test_a_server_that_does_not_answer_tells_nothing(world: World, user: str) ->
             assert_cannot_tell(script(world, "check", user, env=nowhere), nowhere[variable], "did not answer")
 
 
-def test_ctrl_c_is_130(embedded_world: World, user: str) -> None:
+def test_ctrl_c_ends_check_with_130(embedded_world: World, user: str) -> None:
     embedded_world.run(user)
     command = [sys.executable, "-m", "operations", "check", user]
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -251,7 +249,7 @@ def test_ctrl_c_is_130(embedded_world: World, user: str) -> None:
             assert line.startswith("embedded ")
 
 
-def test_usage(embedded_world: World) -> None:
+def test_invalid_arguments_end_with_2_and_help_with_0(embedded_world: World) -> None:
     for command in ("check", "audit", "adopt"):
         done = script(embedded_world, command, "a", "b")
         assert done.returncode == 2

@@ -144,14 +144,14 @@ def names(user: str, count: int) -> list[str]:
 # -- Who asks --------------------------------------------------------------
 
 
-def test_a_program_that_has_a_resonate_sdk(servers: ServerWorld, user: str) -> None:
+def test_program_with_a_resonate_sdk_creates_an_account(servers: ServerWorld, user: str) -> None:
     with worker(servers):
         accounts = ask(servers, [user])
     assert_exist(servers, accounts, [user])
     assert servers.run(user).guid == accounts[user], "and a single run finds the same"
 
 
-def test_a_shell(servers: ServerWorld, user: str) -> None:
+def test_shell_creates_an_account(servers: ServerWorld, user: str) -> None:
     """The command of operations/worker.py, except for the server's address apart."""
     invoke = ["resonate", "invoke", "-S", servers.env["RESONATE_URL"], f"create-account-{user}"]
     what = [
@@ -171,7 +171,7 @@ def test_a_shell(servers: ServerWorld, user: str) -> None:
     assert_exist(servers, {user: run.guid}, [user])
 
 
-def test_a_panic_reaches_who_asked(servers: ServerWorld, user: str) -> None:
+def test_caller_receives_the_panic(servers: ServerWorld, user: str) -> None:
     servers.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", user)
     with worker(servers), pytest.raises(Panic) as panic:
         ask(servers, [user])
@@ -181,7 +181,7 @@ def test_a_panic_reaches_who_asked(servers: ServerWorld, user: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("a", "b"), (5,), (None,)], ids=str)
-def test_wrong_arguments_are_refused_for_good(servers: ServerWorld, user: str, arguments: Any) -> None:
+def test_wrong_arguments_reject_the_promise(servers: ServerWorld, user: str, arguments: Any) -> None:
     async def main() -> None:
         async with caller(servers) as resonate, asyncio.timeout(HANG_S):
             await resonate.options(target=TARGET).rpc(user, "create_account", *arguments).result()
@@ -199,7 +199,9 @@ GARBAGE = {
 }
 
 
-def test_what_is_no_call_of_it_is_left_alone(servers: ServerWorld, user: str) -> None:
+def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loop(
+    servers: ServerWorld, user: str
+) -> None:
     """Another worker, of a later release perhaps, may know it: not settled, and not tried in a hot loop."""
 
     async def main() -> dict[str, str]:
@@ -221,7 +223,7 @@ def test_what_is_no_call_of_it_is_left_alone(servers: ServerWorld, user: str) ->
             assert len(serving.said(f"cannot run {user}-{name}")) == 1, "tried again within one lease"
 
 
-def test_the_caller_chooses_the_deadline(servers: ServerWorld, user: str) -> None:
+def test_expired_promise_of_a_caller_is_not_run(servers: ServerWorld, user: str) -> None:
     async def main() -> None:
         async with caller(servers) as resonate, asyncio.timeout(HANG_S):
             asked = resonate.options(target=TARGET, timeout=timedelta(seconds=1))
@@ -243,7 +245,7 @@ def some_are_staged(world: World, uuids: list[str]) -> bool:
     return len(staged.intersection(uuids)) > len(uuids) / 10
 
 
-def test_what_a_killed_worker_was_doing_another_one_finishes(servers: ServerWorld, user: str) -> None:
+def test_another_worker_finishes_the_tasks_of_a_killed_worker(servers: ServerWorld, user: str) -> None:
     uuids = names(user, 300)
 
     async def main() -> dict[str, str]:
@@ -276,7 +278,7 @@ def test_stopping_worker_releases_its_tasks(
     assert_exist(servers, accounts, uuids)
 
 
-def test_without_a_server_there_is_nothing_to_serve(tmp_path: Path) -> None:
+def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "operations", "worker"],
         env=World(tmp_path).environ(),
@@ -332,7 +334,7 @@ def full(serving: Worker) -> Iterator[None]:
         ("Resonate", "did not answer within 1 s"),
     ],
 )
-def test_an_outage_is_waited_out(
+def test_worker_waits_until_an_outage_ends(
     servers: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
 ) -> None:
     """However long: a line when it begins, a line when it is over, and nothing is settled or spins meanwhile."""
@@ -362,7 +364,7 @@ def test_an_outage_is_waited_out(
         assert serving.said("is available again") == serving.said()[2:]
 
 
-def test_a_resonate_server_that_is_started_again(servers: ServerWorld, user: str) -> None:
+def test_worker_resumes_after_the_resonate_server_restarts(servers: ServerWorld, user: str) -> None:
     with worker(servers, PATIENCE="1") as serving:
         servers.resonate.kill()
         wait_until(lambda: bool(serving.said("did not answer")))
@@ -372,7 +374,7 @@ def test_a_resonate_server_that_is_started_again(servers: ServerWorld, user: str
         assert len(serving.said()) == 3
 
 
-def test_a_second_signal_does_not_wait_for_the_hand_back(
+def test_second_signal_ends_the_worker_before_its_tasks_are_released(
     servers: ServerWorld, replica: subprocess.Popen[bytes], user: str
 ) -> None:
     async def begin() -> None:
@@ -390,7 +392,7 @@ def test_a_second_signal_does_not_wait_for_the_hand_back(
         assert list(ask(servers, [user])) == [user]
 
 
-def test_it_still_hears_the_server_after_a_long_silence(servers: ServerWorld, user: str) -> None:
+def test_worker_still_receives_tasks_after_a_long_silence(servers: ServerWorld, user: str) -> None:
     def connections() -> int:
         return (servers.promises / "resonate.log").read_text().count("Poll connection registered")
 
@@ -400,7 +402,7 @@ def test_it_still_hears_the_server_after_a_long_silence(servers: ServerWorld, us
         assert_exist(servers, ask(servers, [user]), [user])
 
 
-def test_it_still_hears_tigerbeetle_after_many_newer_clients(servers: ServerWorld, user: str) -> None:
+def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(servers: ServerWorld, user: str) -> None:
     """TigerBeetle keeps 64 sessions, those of clients that are gone among them, and evicts the oldest."""
 
     async def crowd() -> None:
@@ -417,7 +419,7 @@ def test_it_still_hears_tigerbeetle_after_many_newer_clients(servers: ServerWorl
         assert_exist(servers, ask(servers, uuids), uuids)
 
 
-def test_a_promise_that_is_asked_for_before_the_server_has_made_it(servers: ServerWorld, user: str) -> None:
+def test_run_completes_if_its_promise_is_requested_before_it_exists(servers: ServerWorld, user: str) -> None:
     """The request to make it waits, for a server that is started again, say; the SDK asks every few seconds."""
     log = servers.promises / "resonate.log"
 
