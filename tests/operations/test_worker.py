@@ -103,7 +103,8 @@ def worker(world: World, **env: str) -> Iterator[Worker]:
 @contextlib.asynccontextmanager
 async def caller(world: World) -> AsyncIterator[Resonate]:
     """Another program, which knows the Resonate server and neither of the stores."""
-    resonate = Resonate(url=world.env["RESONATE_URL"], group="another-program", subscription_refresh_secs=1)
+    # The refresh rejects a promise that the server has not created yet. So it is later than the creation.
+    resonate = Resonate(url=world.env["RESONATE_URL"], group="another-program", subscription_refresh_secs=10)
     try:
         yield resonate
     finally:
