@@ -1,17 +1,17 @@
-"""The real command in a process of its own, watched, and killed with SIGKILL at a named point.
+"""Run the real command in its own process, record its steps, and kill it with SIGKILL at a named point.
 
     CRASH="after effect 3" python -m tests.child user-123
 
 `create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
 environment:
 
-- `CRASH`: where to die, one of `POINTS`, such as `after effect 3` (step 3, written but not recorded)
+- `CRASH`: where to kill it, one of `POINTS`, such as `after effect 3` (step 3 is written but not recorded)
 - `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
-- `GUID`: what step 1 generates, in place of a fresh id
-- `HOLD`: where to wait, for a file `held` beside the witness to be removed
-- `CLOCK_DAYS`: how many days later it is
-- `LEASE`: seconds that a Resonate server gives a dead process, in place of the example's 10
-- `FILE_SIZE`: bytes past which no file may grow, as on a full disk
+- `GUID`: the guid that step 1 generates, in place of a new one
+- `HOLD`: where to wait until the test removes the file `held` beside the witness
+- `CLOCK_DAYS`: days by which the clock is ahead
+- `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
+- `FILE_SIZE`: the largest size of a file in bytes, as on a full disk
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
 - `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
 - `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
@@ -77,7 +77,7 @@ def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
 
 
 async def held(point: str) -> None:
-    """Stay at the point, once, until the test removes the file: the world around it changes."""
+    """Wait at the point, once, until the test removes the file. Meanwhile the test changes the stores."""
     if os.environ.get("HOLD") == point:
         del os.environ["HOLD"]
         file = Path(os.environ["WITNESS"]).with_name("held")
@@ -103,7 +103,7 @@ def set_limits() -> None:
 
 
 def watch() -> None:
-    """Wrap what the example calls, as the environment says."""
+    """Wrap the functions that the example calls. The environment says how."""
     days = int(os.environ.get("CLOCK_DAYS", "0"))
     real_time_ns = time.time_ns
     time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
@@ -117,7 +117,7 @@ def watch() -> None:
     set_limits()
     for variable in ("CRASH", "HOLD"):
         if os.environ.get(variable, "") not in ("", *POINTS):
-            sys.exit(f"{variable} is none of: {', '.join(POINTS)}")
+            sys.exit(f"{variable} must be one of: {', '.join(POINTS)}")
 
     real_id = tb.id
 

@@ -1,10 +1,10 @@
-"""One fixture, `world`, chooses what the tests run on; each test runs on all of it that is found.
+"""The fixture `world` provides the stores and the promises. Each test runs once for each kind that is available.
 
-- `embedded`: no server, always.
-- `tigerbeetle`: embedded promises and a real TigerBeetle: at TB_ADDRESS, or `tigerbeetle` on PATH.
+- `embedded`: no server; always available.
+- `tigerbeetle`: embedded promises and a real TigerBeetle, at TB_ADDRESS or `tigerbeetle` on PATH.
 - `servers`: a real TigerBeetle and a real Resonate server, `resonate` on PATH.
 
-Servers from PATH are started on free ports with fresh data, and stopped at the end.
+Servers from PATH are started on free ports with new data, and stopped at the end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def free_port() -> int:
         return port
 
 
-#: Seconds after which a wait is a hang. No test expects anything sooner: a busy machine may be slow.
+#: Seconds after which a test takes a wait for a hang. It is generous, because a machine can be busy.
 HANG_S = 120
 
 
@@ -131,7 +131,7 @@ def resonate_server(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another process has the SQLite file."""
+    """Lock the SQLite file, as another process would."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         yield
@@ -139,7 +139,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass
 class Run:
-    """What a run of the command left behind."""
+    """The result of a run of the command: exit status, stdout, stderr, and the steps that ran."""
 
     status: int
     out: str
@@ -155,7 +155,7 @@ class Run:
 
 @dataclass
 class World:
-    """The two stores and the promises of one test, and the command that is run on them."""
+    """The two stores and the promises of one test, and the command that uses them."""
 
     directory: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -170,7 +170,7 @@ class World:
         return clean | {"PYTHONPATH": str(ROOT)} | self.env
 
     def start(self, uuid: str, **env: str) -> subprocess.Popen[str]:
-        """Start the command, watched: see `child.py` for what `env` may say."""
+        """Start the command with the crash points of `child.py`, which explains the variables of `env`."""
         self.witness.write_text("")
         watched = {"WITNESS": str(self.witness)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
         return subprocess.Popen(
@@ -192,7 +192,7 @@ class World:
         return Run(process.returncode, out, err, self.witness.read_text().split())
 
     def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
-        """Run the command to its end, or to its SIGKILL where `crash` says."""
+        """Run the command to its end, or until it is killed at the point `crash`."""
         run = self.finish(self.start(uuid, CRASH=crash, GUID=guid, CLOCK_DAYS=str(days), **env))
         if crash:
             assert run.status == -signal.SIGKILL, run
@@ -200,7 +200,7 @@ class World:
 
     @contextlib.contextmanager
     def held(self, uuid: str, point: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-        """Start the command and hold it at the point; at the end of the block it goes on."""
+        """Start the command and hold it at the point. It continues at the end of the block."""
         process, file = self.start(uuid, HOLD=point, **env), self.witness.with_name("held")
         wait_until(file.exists)
         try:
@@ -212,7 +212,7 @@ class World:
     def witness(self) -> Path:
         return self.directory / "witness"
 
-    # What the stores hold, seen through other clients than the example's.
+    # The contents of the stores. Other clients than those of the example read them.
 
     def sql(self, statement: str, *parameters: str) -> list[Any]:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ class World:
         with tb.ClientSync(cluster_id=0, replica_addresses=self.env["TB_ADDRESS"]) as client:
             return ask(client)
 
-    # What can be lost.
+    # The loss of a store.
 
     def lose_sqlite(self) -> None:
         for file in self.data.glob("accounts.db*"):
@@ -278,7 +278,7 @@ class EmbeddedWorld(World):
 
 
 class EmbeddedLedgerSync:
-    """The embedded ledger behind the synchronous client's methods."""
+    """The embedded ledger with the methods of the synchronous client."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -376,22 +376,24 @@ def guid() -> str:
 
 
 def pytest_configure() -> None:
-    # A suite that a script starts in the background ignores SIGINT, and so would each process of the tests.
-    # The processes that a Python with a handler starts have the default action.
+    # A script that starts the suite in the background makes it ignore SIGINT. Child processes would inherit
+    # that. They start with the default action if this process has a handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=3, help="how long a storm, or the model, goes on")
-    parser.addoption("--seed", type=int, default=random.randrange(2**32), help="of the storms")
+    parser.addoption(
+        "--seconds", type=float, default=3, help="seconds that test_storm.py and test_model.py run"
+    )
+    parser.addoption("--seed", type=int, default=random.randrange(2**32), help="seed of test_storm.py")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    found = ", ".join(sorted(PATH)) or "none: what needs one is skipped"
+    found = ", ".join(sorted(PATH)) or "none; the tests that need one are skipped"
     return f"servers on PATH: {found}; storms: --seed {config.getoption('seed')}"
 
 
 @pytest.fixture
 def user() -> str:
-    """A uuid that no other test uses: they share a ledger."""
+    """A uuid that no other test uses, because the tests share a ledger."""
     return f"user-{uuid.uuid4()}"

@@ -1,4 +1,4 @@
-"""The command whose figures docs/benchmarks.md shows."""
+"""The benchmark runs, and prints a figure for each contender."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL at every point of a run: the next run goes on where it stopped, and no recorded step runs again."""
+"""SIGKILL at every point of a run: the next run resumes there, and no recorded step runs again."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 from .child import POINTS, STEPS
 from .conftest import HANG_S, ServerWorld, World, quick_only
 
-#: Points of steps that are not recorded yet: a run can get there after it was killed there.
+#: Points in steps that are not recorded yet. A rerun reaches them again.
 IN_A_STEP = [
     point for point in POINTS if point.startswith(("before effect", "after effect", "before record"))
 ]
 
 
 def left_to_do(crash: str) -> list[str]:
-    """The steps whose results were not recorded before the crash."""
+    """Return the steps whose results were not recorded before the crash."""
     return [step for step in STEPS if POINTS.index(crash) < POINTS.index(f"after record {step}")]
 
 
@@ -35,7 +35,7 @@ def test_rerun_resumes_after_a_kill(world: World, user: str, crash: str) -> None
     assert_survived(world, user, crash)
 
 
-# A row that was written once is not written again: that effect has no second time.
+# Not "after effect 2": a row that was written is not written again.
 @pytest.mark.parametrize("crash", [point for point in IN_A_STEP if point != "after effect 2"])
 @pytest.mark.slow
 def test_rerun_resumes_after_two_kills_at_the_same_point(world: World, user: str, crash: str) -> None:
@@ -46,7 +46,7 @@ def test_rerun_resumes_after_two_kills_at_the_same_point(world: World, user: str
 
 @pytest.mark.slow
 def test_rerun_resumes_after_a_kill_at_each_point_in_turn(world: World, user: str) -> None:
-    """A run that never gets further than one step: each one dies one point later than the one before."""
+    """Each run is killed one point later than the run before."""
     for crash in IN_A_STEP:
         world.run(user, crash=crash)
     assert_survived(world, user, IN_A_STEP[-1])

@@ -1,4 +1,4 @@
-"""The table of outcomes in README.md: what a run does in each situation, on everything that is found."""
+"""The outcomes of a run in each situation: the table in README.md."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ALL_STEPS = ["1", "2", "3"]
 
 
 def assert_exists(world: World, user: str, guid: str) -> None:
-    """One row, one account, one guid."""
+    """Check that the uuid has one row and one account, with this guid."""
     assert world.rows(user) == [guid]
     assert world.accounts(user) == [guid]
 
 
 def assert_halted(world: World, user: str, condition: str, *details: str, guid: str = "") -> None:
-    """The run panics, and so does the next one, in the same words and without a step."""
+    """Check that the run panics, and that the next run prints the same panic without running a step."""
     first, again = world.run(user, guid=guid), world.run(user)
     assert (first.status, first.out) == (98, "")
     assert (again.status, again.out) == (98, "")
@@ -61,7 +61,7 @@ DAYS = pytest.mark.parametrize("days", quick_only([0], [0, 2]), ids=["at once", 
 
 
 def resumed(world: World, user: str, crash: str, days: int) -> list[str]:
-    """Crash, run again `days` later, and return the steps that ran then."""
+    """Crash, run again `days` later, and return the steps of the second run."""
     if days and "RESONATE_URL" in world.env:
         pytest.skip("the clock of a Resonate server cannot be moved")
     world.run(user, crash=crash)
@@ -140,7 +140,7 @@ def test_account_with_the_same_guid_and_another_field_panics(world: World, user:
     world.data.mkdir(mode=0o700)
     [created] = world.ledger(lambda client: client.create_accounts([tb.Account(**(ours | FOREIGN[name]))]))
     assert created.status == tb.CreateAccountStatus.CREATED
-    # Where the account is this uuid's, it was not there yet when SQLite was about to stage.
+    # The row is staged by hand: with this uuid's account in TigerBeetle, step 2 would not stage it.
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, str(guid))
     assert_halted(world, user, "TigerBeetle exists_diff", str(guid), f"{name} ", guid=str(guid))
 
@@ -167,7 +167,7 @@ def test_row_that_vanishes_before_the_commit_panics(world: World, user: str, cra
 
 @pytest.mark.slow
 def test_account_with_another_guid_than_the_staged_one_panics(world: World, user: str) -> None:
-    """The row is the one that was staged, and the account is another: committing would make a second one."""
+    """SQLite was restored from a backup, and another attempt committed. To commit would create a second account."""
     world.run(user, crash="after record 2")
     [staged] = world.rows(user)
     world.lose_sqlite()

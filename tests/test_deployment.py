@@ -1,4 +1,4 @@
-"""The compose file and the workflow agree with pyproject.toml, and ask for no more than they need."""
+"""The compose file and the workflow have the versions of pyproject.toml and no unnecessary privileges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from .conftest import ROOT
 
-#: The Resonate server that was tried with each release of the SDK: they must speak the same protocol.
+#: The Resonate server that was tested with each release of the SDK. Both must use the same protocol version.
 SERVER_FOR_SDK = {"0.8.1": "v0.9.8"}
 
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]

@@ -36,7 +36,7 @@ def command(
 
 
 def assert_unavailable(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit 1, nothing on stdout, and one line that names the thing."""
+    """Check for exit status 1, an empty stdout, and one line that contains the words."""
     assert (done.returncode, done.stdout) == (1, "")
     [line] = [line for line in done.stderr.splitlines() if not line.startswith(EMBEDDED)]
     for word in words:

@@ -39,7 +39,7 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
 
 
 def test_missing_dependency_is_named(embedded_world: World) -> None:
-    """-S: without site-packages."""
+    """The option -S leaves out site-packages."""
     done = subprocess.run(
         [sys.executable, "-S", COMMAND[1], "u"],
         env=embedded_world.environ(),
@@ -52,7 +52,7 @@ def test_missing_dependency_is_named(embedded_world: World) -> None:
 
 @dataclass
 class Waiting:
-    """The command, waiting for something that does not come."""
+    """The command while it waits for something that does not happen."""
 
     world: World
     env: dict[str, str] = field(default_factory=dict)

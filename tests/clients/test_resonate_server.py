@@ -44,7 +44,7 @@ def test_unavailable_resonate_server_is_named(embedded_world: World, tb_address:
 
 @pytest.fixture
 def web_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that is no Resonate server: it answers every request with its parameters."""
+    """A web server that is not a Resonate server: it sends the same response to every request."""
     status, body = request.param
 
     class Answer(BaseHTTPRequestHandler):
@@ -109,7 +109,7 @@ def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
 def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
     server_world: ServerWorld, user: str
 ) -> None:
-    """Its database cannot be written. That it still reads, here for a second process, hides nothing."""
+    """The server cannot write its database. It still answers the reads of a second process."""
     with contextlib.ExitStack() as stack:
         with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
             second = stack.enter_context(watching(server_world, user))
@@ -123,7 +123,7 @@ def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
 
 @contextlib.contextmanager
 def unwritable(path: Path) -> Iterator[None]:
-    """No promise can be changed, as on a full disk, and all can be read."""
+    """Promises can be read but not changed, as on a full disk."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("CREATE TRIGGER full BEFORE UPDATE ON promises BEGIN SELECT RAISE(ABORT, 'full'); END")
         yield
@@ -132,7 +132,7 @@ def unwritable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A second process with the same uuid, which asks again and again whether it can begin."""
+    """Start a second process with the same uuid, which polls for the task."""
     with (world.directory / "second").open("w+b") as err:
         process = subprocess.Popen(
             [sys.executable, ROOT / "create_account.py", user],
@@ -174,7 +174,7 @@ def test_result_arrives_although_the_server_does_not_push_it_and_the_run_does_no
 def test_process_that_is_paused_for_longer_than_its_lease_prints_the_same_account(
     server_world: ServerWorld, user: str, point: str
 ) -> None:
-    """Another takes over; the paused one wakes up, is fenced off, and shows the same account."""
+    """Another process takes over. The server then rejects the requests of the paused process."""
     with server_world.held(user, point, LEASE="1") as paused:
         paused.send_signal(signal.SIGSTOP)
         other = server_world.run(user)
@@ -208,7 +208,7 @@ def test_twenty_concurrent_processes_create_twenty_accounts(server_world: Server
 def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_not(
     server_world: ServerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The SDK's own listener goes deaf when aiohttp's limit of five minutes, here half a second, is over."""
+    """The SDK's listener stops at aiohttp's limit of five minutes. Here the limit is half a second."""
     monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
     monkeypatch.setattr(resonate_server, "SILENCE_TIMEOUT_S", 0.5)
     url = server_world.env["RESONATE_URL"]
@@ -218,7 +218,7 @@ def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_
         listener.recv(lambda _: heard.set())
         await listener.start()
         try:
-            await asyncio.sleep(2)  # four silent half seconds
+            await asyncio.sleep(2)  # several times the limit
             await asyncio.to_thread(create_promise, url, group)
             await asyncio.wait_for(heard.wait(), timeout_s)
         except TimeoutError:
@@ -226,7 +226,7 @@ def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_
         finally:
             with contextlib.suppress(TimeoutError):
                 await listener.stop()
-            await listener.stop()  # the first one, where it failed, has closed nothing
+            await listener.stop()  # a first call that failed has closed nothing
         return True
 
     assert not asyncio.run(hears(SSEConnection(url=url, pid="1", group="sdk"), "sdk", 5))

@@ -75,7 +75,7 @@ def test_run_waits_for_a_locked_file(
     with contextlib.ExitStack() as stack:
         with embedded_world.held(user, point) as process:
             stack.enter_context(locked(embedded_world.data / file))
-        # It is released only once the run has met it.
+        # The lock is released after the run has met it.
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
     assert embedded_world.finish(process).status == 0
@@ -96,7 +96,7 @@ def test_run_ends_if_a_file_stays_locked_and_a_rerun_resumes(
 
 @pytest.mark.slow
 def test_full_disk_ends_the_run_and_a_rerun_resumes(embedded_world: World, user: str) -> None:
-    """No file may grow past a limit that rises from run to run: each run ends well, or says so."""
+    """Each run has a larger limit for the size of a file. It creates the account, or ends with one line."""
     statuses = []
     for limit in range(4096, 200_000, 12_288):
         run = embedded_world.finish(embedded_world.start(user, FILE_SIZE=str(limit)))
@@ -119,14 +119,14 @@ def test_read_only_file_ends_the_run_and_a_rerun_resumes(embedded_world: World, 
 
 @contextlib.contextmanager
 def immutable(*paths: Path) -> Iterator[None]:
-    """Nothing can be written, made or removed there, even by root where the file system knows how."""
+    """Make the paths read-only, even for root if the file system can do that."""
     modes = [path.stat().st_mode for path in paths]
     for path in reversed(paths):
         path.chmod(0o555)
     root = os.getuid() == 0
     try:
         if root and chattr("+i", *paths):
-            pytest.skip("root writes to read-only files, and there is no `chattr`, or no use for it, here")
+            pytest.skip("root can write to read-only files, and `chattr` does not work here")
         yield
     finally:
         if root:
@@ -136,7 +136,7 @@ def immutable(*paths: Path) -> Iterator[None]:
 
 
 def chattr(flag: str, *paths: Path) -> bool:
-    """Return whether it failed."""
+    """Run `chattr` and return whether it failed."""
     if shutil.which("chattr") is None:
         return True
     return subprocess.run(["chattr", flag, *paths], capture_output=True, check=False).returncode != 0

@@ -46,7 +46,7 @@ def test_cluster_id_of_another_cluster_is_an_error(embedded_world: World, tb_add
 
 @dataclass
 class Replica:
-    """A TigerBeetle of the test's own, which can be paused, killed and started again."""
+    """A TigerBeetle that only this test uses. It can be paused, killed and started again."""
 
     directory: Path
     port: int
@@ -133,7 +133,7 @@ def test_run_waits_while_tigerbeetle_is_paused(ledger_world: World, replica: Rep
 def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(
     ledger_world: World, replica: Replica, user: str
 ) -> None:
-    """The account is committed and nobody hears of it: the next run finds EXISTS, which is no panic."""
+    """The account is committed, but the run does not learn of it. The next run gets EXISTS, which is no panic."""
     with proxy(replica.port) as way:
         with ledger_world.held(
             user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{way.port}"
@@ -152,7 +152,7 @@ class Way:
 
 @contextlib.contextmanager
 def proxy(port: int) -> Iterator[Way]:
-    """A way to a local port on which answers can get lost."""
+    """Forward connections to a local port. With `answers` False, the answers get lost."""
     with contextlib.ExitStack() as sockets, socket.create_server(("127.0.0.1", 0)) as listener:
         way = Way(listener.getsockname()[1])
 

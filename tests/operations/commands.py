@@ -32,7 +32,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def script(world: World, command: str, *arguments: str, env: dict[str, str] | None = None) -> Done:
-    """Run one of the operator's commands as it is written in docs/operations.md, in the project's folder."""
+    """Run an operator's command as docs/operations.md shows it, in the checkout."""
     environ = world.environ() | (env or {})
     del environ["PYTHONPATH"]
     done = subprocess.run(
@@ -49,7 +49,7 @@ def script(world: World, command: str, *arguments: str, env: dict[str, str] | No
 
 
 def operate(world: World, command: str, *uuid: str, **options: bool) -> Done:
-    """Run it in this process: to start Python takes longer than to do it."""
+    """Run an operator's command in this process, because the start of Python takes longer than the command."""
     out, err = io.StringIO(), io.StringIO()
     run: Any = {"check": check.run, "audit": audit.run, "adopt": adopt.run}[command]
     if command == "adopt":
@@ -72,7 +72,7 @@ def assert_verdict(world: World, uuid: str, status: int, verdict: str, *reasons:
 
 
 def assert_adopted(world: World, uuid: str, guid: str = "", *, again: bool = False) -> str:
-    """The account exists, once: the command reads it, and so do the stores' other clients."""
+    """Run adopt, and check that exactly one account exists. Returns its guid."""
     done = operate(world, "adopt", uuid, again=again)
     assert done.returncode == 0, done.stderr
     [adopted] = world.accounts(uuid)
@@ -83,7 +83,7 @@ def assert_adopted(world: World, uuid: str, guid: str = "", *, again: bool = Fal
 
 
 def assert_refused(world: World, uuid: str, *words: str, again: bool = False) -> None:
-    """One line that says why, and nothing is written."""
+    """Run adopt, and check that it prints one line with the reason and writes nothing."""
     rows, accounts = world.rows(uuid), world.accounts(uuid)
     done = operate(world, "adopt", uuid, again=again)
     assert (done.returncode, done.stdout) == (REFUSED, "")
@@ -128,14 +128,14 @@ def findings(world: World, run: Callable[..., Done] = operate) -> tuple[int, lis
 
 
 def halt(world: World, user: str) -> None:
-    """Let the uuid's promise be rejected, and leave nothing of an account."""
+    """Make the uuid's promise rejected, without a row and without an account."""
     stage(world, user, str(tb.id()))
     assert_halted(world, user, "SQLite exists_diff")
     unstage(world, user)
 
 
 async def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) -> list[str]:
-    """Create accounts, eight at a time, until `meanwhile` returns; return their uuids."""
+    """Create accounts, eight at a time, until `meanwhile` returns. Returns their uuids."""
     uuids: list[str] = []
     begun, enough = asyncio.Event(), asyncio.Event()
 

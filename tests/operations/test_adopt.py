@@ -1,4 +1,4 @@
-"""`adopt`: what docs/operations.md says about each panic, performed."""
+"""`adopt` after each panic, as docs/operations.md describes it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(
 
 
 def test_tigerbeetle_exists_diff(world: World, user: str, guid: str) -> None:
-    """The row is removed by hand: nobody but the operator can say whose account it is."""
+    """The operator removes the row, because only the operator knows whose account it is."""
     commit(world, f"{user}-other", guid)
     stage(world, user, guid)
     assert_halted(world, user, "TigerBeetle exists_diff", guid)
@@ -103,7 +103,7 @@ def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
 
 @pytest.mark.slow
 def test_adopt_prints_the_same_each_time_and_create_account_stays_halted(world: World, user: str) -> None:
-    """Its promise is rejected for good: an application goes on by the stores, as check does."""
+    """The first promise stays rejected. An application reads the stores instead, as `check` does."""
     world.run(user, crash="after record 2")
     [guid] = world.rows(user)
     world.lose_promises()
@@ -116,7 +116,7 @@ def test_adopt_prints_the_same_each_time_and_create_account_stays_halted(world: 
 
 
 def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user: str) -> None:
-    """A dead run's, or a live one's."""
+    """First the run is dead, then it is alive."""
     world.run(user, crash="after record 2")
     for again in (False, True):
         assert_refused(world, user, f"create-account-{user} is pending", "create_account.py", again=again)
@@ -141,7 +141,7 @@ def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, use
     for again in (False, True):
         assert_refused(world, user, f"TigerBeetle holds account {held}", again=again)
 
-    # Which of the two is right, only the operator can say. Here it is the one that exists.
+    # Only the operator knows which guid is right. Here it is the guid of the existing account.
     unstage(world, user)
     assert_adopted(world, user, held)
 
@@ -172,7 +172,7 @@ def test_adopt_is_refused_where_the_guid_is_staged_for_another_uuid(
 
 
 def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> None:
-    """How an operator ends a promise that nobody can go on with."""
+    """An operator cancels a promise that no program can resume."""
     if "RESONATE_URL" not in world.env:
         pytest.skip("the embedded promises have no command to cancel one")
     world.run(user, crash="after record 2")
@@ -198,7 +198,7 @@ def test_adopt_resumes_its_attempt_after_a_crash(
     point: str,
     held: bool,  # noqa: FBT001
 ) -> None:
-    """The attempt is gone on with, and is the only one."""
+    """The next adopt resumes the attempt and starts no other one."""
     halt(world, user)
     if held:
         commit(world, user, guid)
@@ -218,12 +218,12 @@ def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, 
     halt(world, user)
     crash(world, user, point, "--again")
     rows = world.rows(user)
-    guid = assert_adopted(world, user)  # with --again or without: it is gone on with
+    guid = assert_adopted(world, user)  # a pending attempt is resumed with or without --again
     assert rows in ([], [guid])
 
 
 def crash(world: World, user: str, point: str, *options: str) -> None:
-    """Run `adopt` as `child.py` runs create_account.py, and kill it at the point."""
+    """Run `adopt` with the crash points of `child.py`, and kill it at the point."""
     program = (
         "from tests.child import watch; watch(); "
         "from clients import console; console.main('operations.commands')"
@@ -244,7 +244,7 @@ def crash(world: World, user: str, point: str, *options: str) -> None:
 
 @pytest.mark.slow
 def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str, guid: str) -> None:
-    """It is as final as the first, and the next attempt is another."""
+    """The panic of an attempt is final, as that of the first promise. The next attempt has its own promise."""
     halt(world, user)
     stage(world, user, guid)
     crash(world, user, "before effect 3")

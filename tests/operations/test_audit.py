@@ -16,7 +16,7 @@ from .commands import DISAGREE, commit, findings, load, script, stage
 
 
 def test_audit_reads_all_pages_and_reports_each_missing_row(world_with_own_ledger: World, user: str) -> None:
-    """More than a page of each."""
+    """Accounts and rows fill more than one page."""
     guids = [str(tb.id()) for _ in range(1200)]
     world_with_own_ledger.run(user)
     for start in range(0, len(guids), 200):
@@ -29,7 +29,7 @@ def test_audit_reads_all_pages_and_reports_each_missing_row(world_with_own_ledge
     world_with_own_ledger.sql(f"INSERT INTO accounts (uuid, guid) VALUES {values}")  # noqa: S608
     assert findings(world_with_own_ledger) == (0, [], "clean; 1201 accounts, 1201 rows, 0 in progress")
 
-    # And each of them that is missing is found, wherever it is.
+    # Each missing row is reported, on whichever page it is.
     world_with_own_ledger.sql("DELETE FROM accounts WHERE rowid % 2")
     status, lines, _ = findings(world_with_own_ledger)
     rows = {guid for (guid,) in world_with_own_ledger.sql("SELECT guid FROM accounts")}

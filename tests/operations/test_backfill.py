@@ -1,4 +1,4 @@
-"""Many accounts from a list: each as a single run makes it, bounded, and gone on with after anything."""
+"""`backfill`: the same accounts as single runs create, in constant memory, and resumed after a kill or outage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from clients.settings import Settings
 
 from ..conftest import HANG_S, ServerWorld, World, locked, quick_only, wait_until
 
-#: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
+#: For a longer list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
 KILLS = int(os.environ.get("BACKFILL_KILLS", "0"))
 
@@ -80,7 +80,7 @@ def backfill(
 
 
 def run(world: World, *lines: str | bytes, end: bytes = b"\n") -> Done:
-    """Run it to its end on these lines."""
+    """Run backfill to its end with these lines on stdin."""
     content = b"".join((line if isinstance(line, bytes) else line.encode()) + end for line in lines)
     with backfill(world) as process:
         return done(process, *process.communicate(content, timeout=HANG_S))
@@ -96,7 +96,7 @@ def names(user: str, count: int) -> list[str]:
 
 
 def assert_exist(world: World, accounts: dict[str, str]) -> None:
-    """One row, one account, one guid for each."""
+    """Check that each uuid has one row and one account, with the same guid."""
     staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
     assert {uuid: staged[uuid] for uuid in accounts} == accounts
     assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
@@ -107,7 +107,7 @@ def test_backfill_creates_the_same_accounts_as_single_runs(world: World, user: s
     single = world.run(uuids[7])
     many = run(world, *uuids)
     assert many.status == 0
-    assert list(many.accounts) == uuids, "in the order of the input"
+    assert list(many.accounts) == uuids, "not in the order of the input"
     assert many.accounts[uuids[7]] == single.guid
     assert many.counts() == {"created": 99, "existing": 1, "halted": 0, "invalid": 0}
     assert_exist(world, many.accounts)
@@ -137,13 +137,13 @@ def test_killed_backfill_prints_the_whole_result_on_a_rerun(world: World, user: 
             process.send_signal(signal.SIGKILL)
             shown += process.stdout.read().decode().splitlines(keepends=True)
         for line in shown:
-            if line.endswith("\n"):  # else it was cut short
+            if line.endswith("\n"):  # a line without its end was cut off by the kill
                 uuid, guid = line.rstrip("\n").split("\t")
                 assert seen.setdefault(uuid, guid) == guid, "a second guid"
     with backfill(world, str(file)) as process:
         last = done(process, *process.communicate(timeout=HANG_S + len(uuids) / 10))
     assert last.status == 0
-    assert list(last.accounts) == uuids, "the whole result"
+    assert list(last.accounts) == uuids, "the result is incomplete"
     assert seen.items() <= last.accounts.items()
     assert_exist(world, last.accounts)
 
@@ -152,12 +152,12 @@ def test_panic_halts_only_its_own_account(world: World, user: str) -> None:
     uuids = names(user, 10)
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", uuids[4])
     many = run(world, *uuids, "")
-    assert many.status == 98, "which says more than the invalid line does"
+    assert many.status == 98, "a halted account outranks the invalid line"
     assert list(many.accounts) == uuids[:4] + uuids[5:]
     assert many.counts() == {"created": 9, "existing": 0, "halted": 1, "invalid": 1}
     single = world.run(uuids[4])
     assert single.status == 98
-    assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "in the words of a single run"
+    assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "the same line as a single run prints"
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_invalid_line_is_named_by_its_number_and_skipped(embedded_world: World, 
 
 @pytest.mark.slow
 def test_byte_order_mark_and_line_ends_are_not_part_of_a_uuid(embedded_world: World, user: str) -> None:
-    """A byte order mark, CRLF, and a last line without an end."""
+    """The list has a byte order mark, CRLF, or a last line without a line end."""
     many = run(embedded_world, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
     assert (many.status, list(many.accounts)) == (0, [user, f"{user}-2"])
     with backfill(embedded_world) as process:
@@ -220,7 +220,7 @@ def test_uuid_that_occurs_twice_has_one_account(world: World, user: str) -> None
 
 
 def test_each_account_is_printed_before_the_next_line_is_read(world: World, user: str) -> None:
-    """Not only when the list ends: it may come from a program that asks for one after the other."""
+    """A program may write one line at a time and wait for each account."""
     with backfill(world) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -236,7 +236,7 @@ def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> N
     account = tb.Account(id=tb.id(), ledger=1, code=1, user_data_128=secrets.randbits(127))
     asked = [
         account,
-        replace(account, id=2**128),  # which cannot even be sent
+        replace(account, id=2**128),  # cannot be encoded
         replace(account, user_data_64=1),
         replace(account, id=tb.id(), ledger=0),
         account,
@@ -278,7 +278,7 @@ def test_reader_that_closes_stdout_causes_no_error(embedded_world: World) -> Non
         _, err = process.communicate(timeout=HANG_S)
     assert len(head.stdout.splitlines()) == 2
     some = done(process, b"", err)
-    assert (some.status, len(some.err.splitlines())) == (0, 2), "what is embedded, and the summary"
+    assert (some.status, len(some.err.splitlines())) == (0, 2), "not only the embedded notice and the summary"
     assert some.counts()["created"] < 5_000
 
 
@@ -365,9 +365,9 @@ def test_outage_ends_backfill_with_one_line_and_a_rerun_resumes(embedded_world: 
 
 
 def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str) -> None:
-    """Its database is locked, and it answers with its own failure: no account is given up."""
+    """The server's database is locked, so it answers with status 500. No account is given up."""
     if not isinstance(world, ServerWorld):
-        pytest.skip("only a Resonate server answers so")
+        pytest.skip("this world has no Resonate server")
     uuids = names(user, 100)
     log = world.promises / "resonate.log"
     with backfill(world) as process:
@@ -397,7 +397,7 @@ def test_progress_bar_is_drawn_if_stderr_is_a_terminal(embedded_world: World) ->
 
 
 def peak(world: World, lines: int) -> int:
-    """Return the bytes of memory that it takes at most."""
+    """Run backfill and return its peak memory in bytes."""
     file = world.directory / "uuids"
     with file.open("w") as uuids:
         for number in range(lines):

@@ -1,4 +1,4 @@
-"""`check`, and what all commands that only read have in common."""
+"""`check`, and the rules for all commands that only read."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_check_conflict_if_the_guid_is_invalid(world: World, user: str) -> None:
 
 @pytest.mark.slow
 def test_check_conflict_if_a_resolved_promise_has_no_account(world: World, user: str) -> None:
-    """Neither `staged` nor `absent`: no run will make it, and an application may have been told of it."""
+    """It is neither `staged` nor `absent`: no run will create the account, and applications may know its guid."""
     guid = world.run(user).guid
     world.lose_ledger()
     world.run(f"{user}-2")
@@ -138,7 +138,7 @@ def test_check_conflict_if_a_resolved_promise_has_no_account(world: World, user:
 
 
 def test_check_exists_if_the_account_is_closed(world: World, user: str, guid: str) -> None:
-    """Whether a transfer closed it is nothing that the example decides."""
+    """A transfer may close an account. The example ignores that flag."""
     world.run(f"{user}-2")
     commit(world, user, guid, flags=tb.AccountFlags.CLOSED)
     stage(world, user, guid)
@@ -147,7 +147,7 @@ def test_check_exists_if_the_account_is_closed(world: World, user: str, guid: st
 
 @pytest.mark.parametrize("crash", quick_only(["after effect 3"], ["", "after effect 3"]))
 def test_reading_commands_change_no_file(world: World, user: str, crash: str) -> None:
-    """Neither after a clean end, when SQLite has removed its -wal and -shm files, nor after a crash."""
+    """After a clean end SQLite has removed its -wal and -shm files. After a crash they exist."""
 
     def files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in world.data.iterdir()}
@@ -156,12 +156,12 @@ def test_reading_commands_change_no_file(world: World, user: str, crash: str) ->
     before = files()
     script(world, "check", user)
     script(world, "audit")
-    script(world, "adopt", user)  # refused, or nothing to do
+    script(world, "adopt", user)  # it is refused, or has nothing to do
     assert files() == before
 
 
 def test_check_reads_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: str) -> None:
-    """Its -wal file ends with the header: SQLite itself gives up there, with "locking protocol"."""
+    """The -wal file ends after its header. SQLite alone fails there with "locking protocol"."""
     world.run(user)
     file = world.data / "accounts.db"
     wal, index = (file.with_name(f"{file.name}-{end}") for end in ("wal", "shm"))
@@ -210,7 +210,7 @@ def assert_cannot_tell(done: subprocess.CompletedProcess[str], *words: str) -> N
 def test_missing_or_invalid_file_is_an_error(world: World, user: str, file: str) -> None:
     world.run(user)
     if not (world.data / file).exists():
-        pytest.skip("it is a server's")
+        pytest.skip("this world has no such file: a server holds the data")
     (world.data / file).rename(world.data / "elsewhere")
     for command in COMMANDS:
         assert_cannot_tell(script(world, *command(user)), file, "does not exist", "DATA_DIR")
@@ -242,7 +242,7 @@ def test_ctrl_c_ends_check_with_130(embedded_world: World, user: str) -> None:
             command, cwd=ROOT, env=embedded_world.environ() | address, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr is not None
-            with silent.accept()[0]:  # and now it waits for an answer
+            with silent.accept()[0]:  # from now on the command waits for an answer
                 process.send_signal(signal.SIGINT)
                 assert process.wait(timeout=HANG_S) == 130
             [line] = process.stderr.read().splitlines()

@@ -1,4 +1,4 @@
-"""What docs/operations.md says about losing and restoring a store, performed."""
+"""The loss and the restoration of a store, as docs/operations.md describes them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from .commands import (
 
 @dataclass
 class Files:
-    """A world's files, copied and put back while nobody uses them."""
+    """Backups of a world's files. Servers are stopped while their files are copied."""
 
     world: World
     tigerbeetle: subprocess.Popen[bytes] | None = None
@@ -93,7 +93,7 @@ class Files:
 
 @pytest.fixture
 def files(world: World) -> Files:
-    """Of a TigerBeetle of this test's own, where there is one."""
+    """The files of a world. If it has a real TigerBeetle, only this test uses that."""
     files = Files(world)
     if "TB_ADDRESS" in world.env:
         needs("tigerbeetle")
@@ -108,7 +108,7 @@ def files(world: World) -> Files:
 
 @pytest.mark.slow
 def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) -> None:
-    """What it lacks is staged again, account by account; nothing is created."""
+    """The missing rows are staged again, one by one. No account is created."""
     before = world.run(f"{user}-before").guid
     files = Files(world)
     files.back_up("SQLite")
@@ -118,7 +118,7 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
 
     files.restore("SQLite")
     assert world.run(f"{user}-before").guid == before
-    assert world.run(f"{user}-after").guid == after  # it asks TigerBeetle, which decides
+    assert world.run(f"{user}-after").guid == after  # the command asks TigerBeetle, not SQLite
     assert_halted(world, f"{user}-during", "ordering violated")
     for name, guid in (("after", after), ("during", during)):
         assert_verdict(world, f"{user}-{name}", UNREFERENCED, "unreferenced")
@@ -127,7 +127,7 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
 
 @pytest.mark.slow
 def test_losing_the_promises(world: World, user: str) -> None:
-    """What had begun panics; what exists, exists; what is staged is finished; what is new is created."""
+    """Accounts that had begun panic and are adopted. A new account is created."""
     created = world.run(f"{user}-created").guid
     world.run(f"{user}-staged", crash="after record 2")
     [staged] = world.rows(f"{user}-staged")
@@ -139,7 +139,7 @@ def test_losing_the_promises(world: World, user: str) -> None:
 
 
 def test_losing_tigerbeetle(world: World, user: str) -> None:
-    """The promise says that the account was created: only `--again` makes it anew, under its own guid."""
+    """The promise records the account. Only `--again` recreates it, with the same guid."""
     guid = world.run(user).guid
     world.lose_ledger()
     world.run(f"{user}-2")
@@ -152,7 +152,7 @@ def test_losing_tigerbeetle(world: World, user: str) -> None:
 
 @pytest.mark.slow
 def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
-    """The promise world_with_own_ledger knows the guid; the operator stages it by hand."""
+    """Only the promise has the guid. The operator stages it by hand."""
     guid = world.run(user).guid
     world.lose_ledger()
     unstage(world, user)
@@ -166,7 +166,7 @@ def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
 
 @pytest.mark.slow
 def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, user: str) -> None:
-    """Promises, TigerBeetle, SQLite: then nothing that is restored speaks of what is not there."""
+    """The order is promises, TigerBeetle, SQLite. So no restored store refers to data that the next one lacks."""
     world, stores = files.world, ("promises", "TigerBeetle", "SQLite")
     guids: dict[str, str] = {}
     for store in (*stores, "none"):
@@ -185,9 +185,9 @@ def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, u
     for name, guid in guids.items():
         uuid = f"{user} {name}"
         match name.split():
-            case ["promises", _]:  # all three know it
+            case ["promises", _]:  # all three backups contain it
                 assert world.run(uuid).guid == guid
-            case ["none", _]:  # none does, and it begins anew
+            case ["none", _]:  # no backup contains it, so it is created again
                 assert world.run(uuid).status == 0
             case _:
                 assert_halted(world, uuid, "SQLite exists_diff")
@@ -226,7 +226,7 @@ def test_backing_up_in_that_order_while_accounts_are_created(embedded_world: Wor
 
 
 async def rerun(world: World, uuids: list[str]) -> list[str]:
-    """Run each again and return those that are halted, which is for the one reason that there is a row."""
+    """Run each uuid again. Returns those that are halted, because SQLite has their row."""
     async with connect(Settings.read(world.env)) as (resonate, _):
         run = resonate.options(timeout=DEADLINE).run
         promises = [run(f"create-account-{uuid}", create_account, uuid).result() for uuid in uuids]

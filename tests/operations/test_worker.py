@@ -1,4 +1,4 @@
-"""Workers serve other programs: what one was doing when it died another one finishes, and no outage ends them."""
+"""`worker`: other programs request accounts; the tasks of a dead worker are finished; an outage ends no worker."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Worker:
     log: Path
 
     def said(self, words: str = "") -> list[str]:
-        """Return the lines on stderr that have the words."""
+        """Return the lines on stderr that contain the words."""
         return [line for line in self.log.read_text().splitlines() if words in line]
 
     def end(self, *signals: signal.Signals) -> int:
@@ -102,7 +102,7 @@ def worker(world: World, **env: str) -> Iterator[Worker]:
 
 @contextlib.asynccontextmanager
 async def caller(world: World) -> AsyncIterator[Resonate]:
-    """Another program, which knows the Resonate server and neither of the stores."""
+    """Another program, which uses the Resonate server but neither store."""
     # The refresh rejects a promise that the server has not created yet. So it is later than the creation.
     resonate = Resonate(url=world.env["RESONATE_URL"], group="another-program", subscription_refresh_secs=10)
     try:
@@ -131,7 +131,7 @@ def ask(world: World, uuids: list[str]) -> dict[str, str]:
 
 
 def assert_exist(world: World, accounts: dict[str, str], uuids: list[str]) -> None:
-    """One row, one account, one guid for each."""
+    """Check that each uuid has one row and one account, with the same guid."""
     assert list(accounts) == uuids
     staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
     assert {uuid: staged[uuid] for uuid in uuids} == accounts
@@ -142,18 +142,18 @@ def names(user: str, count: int) -> list[str]:
     return [f"{user}-{number}" for number in range(count)]
 
 
-# -- Who asks --------------------------------------------------------------
+# -- Requests --------------------------------------------------------------
 
 
 def test_program_with_a_resonate_sdk_creates_an_account(servers: ServerWorld, user: str) -> None:
     with worker(servers):
         accounts = ask(servers, [user])
     assert_exist(servers, accounts, [user])
-    assert servers.run(user).guid == accounts[user], "and a single run finds the same"
+    assert servers.run(user).guid == accounts[user], "a single run prints another guid"
 
 
 def test_shell_creates_an_account(servers: ServerWorld, user: str) -> None:
-    """The command of operations/worker.py, except for the server's address apart."""
+    """The command is that of operations/worker.py, with the server's address added."""
     invoke = ["resonate", "invoke", "-S", servers.env["RESONATE_URL"], f"create-account-{user}"]
     what = [
         "--func",
@@ -203,7 +203,7 @@ GARBAGE = {
 def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loop(
     servers: ServerWorld, user: str
 ) -> None:
-    """Another worker, of a later release perhaps, may know it: not settled, and not tried in a hot loop."""
+    """Another worker, perhaps of a later release, may be able to run it."""
 
     async def main() -> dict[str, str]:
         async with caller(servers) as resonate:
@@ -211,7 +211,7 @@ def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loo
             for name, call in GARBAGE.items():
                 await resonate.promises.create(f"{user}-{name}", deadline, Value(data=call), tags)
             accounts: dict[str, str] = {}
-            for uuid in uuids:  # one after the other: a hot loop would have as many turns
+            for uuid in uuids:  # one after the other, so that a busy loop would retry at the same time
                 accounts |= await results([start(resonate, uuid)])
             for name in GARBAGE:
                 assert (await resonate.promises.get(f"{user}-{name}")).state == "pending"
@@ -230,7 +230,7 @@ def test_expired_promise_of_a_caller_is_not_run(servers: ServerWorld, user: str)
             asked = resonate.options(target=TARGET, timeout=timedelta(seconds=1))
             await asked.rpc(user, "create_account", user).result()
 
-    with pytest.raises(ResonateTimeoutError):  # there is no worker
+    with pytest.raises(ResonateTimeoutError):  # no worker is running
         asyncio.run(main())
     with worker(servers) as serving:
         assert len(ask(servers, [f"{user}-2"])) == 1
@@ -238,7 +238,7 @@ def test_expired_promise_of_a_caller_is_not_run(servers: ServerWorld, user: str)
         assert serving.said() == serving.said("serving")
 
 
-# -- Which workers there are -----------------------------------------------
+# -- Several workers -------------------------------------------------------
 
 
 def some_are_staged(world: World, uuids: list[str]) -> bool:
@@ -299,7 +299,7 @@ def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def replica(servers: ServerWorld) -> Iterator[subprocess.Popen[bytes]]:
-    """A TigerBeetle of the test's own, which can be away."""
+    """A TigerBeetle that only this test uses."""
     format_ledger(servers.directory)
     with tigerbeetle_replica(servers.directory, port := free_port()) as process:
         servers.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
@@ -317,7 +317,7 @@ def paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full(serving: Worker) -> Iterator[None]:
-    """No file of the worker's grows: what it meets is a disk that cannot be written."""
+    """Limit the size of the worker's files, as on a full disk."""
     pid, no_limit = serving.process.pid, resource.RLIM_INFINITY
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, no_limit))
     try:
@@ -338,7 +338,7 @@ def full(serving: Worker) -> Iterator[None]:
 def test_worker_waits_until_an_outage_ends(
     servers: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
 ) -> None:
-    """However long: a line when it begins, a line when it is over, and nothing is settled or spins meanwhile."""
+    """The worker prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
     uuids = names(user, 20)
 
     async def main() -> dict[str, str]:
@@ -404,11 +404,11 @@ def test_worker_still_receives_tasks_after_a_long_silence(servers: ServerWorld, 
 
 
 def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(servers: ServerWorld, user: str) -> None:
-    """TigerBeetle keeps 64 sessions, those of clients that are gone among them, and evicts the oldest."""
+    """TigerBeetle keeps 64 sessions, also those of closed clients, and evicts the oldest."""
 
     async def crowd() -> None:
         address = servers.env["TB_ADDRESS"]
-        for _ in range(14):  # a server that is started with --development takes 8 connections
+        for _ in range(14):  # a server with --development accepts 8 connections
             clients = [tb.ClientAsync(cluster_id=0, replica_addresses=address) for _ in range(5)]
             await asyncio.gather(*(client.lookup_accounts([1]) for client in clients))
             await asyncio.gather(*(client.close() for client in clients))
@@ -421,7 +421,7 @@ def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(servers: Serv
 
 
 def test_run_completes_if_its_promise_is_requested_before_it_exists(servers: ServerWorld, user: str) -> None:
-    """The request to make it waits, for a server that is started again, say; the SDK asks every few seconds."""
+    """The request that creates the promise is held. Meanwhile the SDK asks for the result and gets status 404."""
     log = servers.promises / "resonate.log"
 
     def asked_in_vain() -> bool:
