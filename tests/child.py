@@ -45,7 +45,7 @@ POINTS = [
 ] + ["before print"]
 
 
-def passing(point: str) -> None:
+def kill_at(point: str) -> None:
     if os.environ.get("CRASH") == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -56,7 +56,7 @@ def witness(step: str) -> None:
             file.write(f"{step}\n")
 
 
-def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
+def wrap(owner: Any, name: str, point: Callable[..., str | None]) -> None:
     """Pass `before <point>` and `after <point>` around the coroutine function `owner.name`."""
     real = getattr(owner, name)
 
@@ -64,19 +64,19 @@ def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
         where = point(*args, **kwargs)
         if where is None:
             return await real(*args, **kwargs)
-        passing(f"before {where}")
-        await held(f"before {where}")
+        kill_at(f"before {where}")
+        await hold_at(f"before {where}")
         if where.startswith("record"):
             witness(where.removeprefix("record "))
         result = await real(*args, **kwargs)
-        passing(f"after {where}")
-        await held(f"after {where}")
+        kill_at(f"after {where}")
+        await hold_at(f"after {where}")
         return result
 
     setattr(owner, name, wrapped)
 
 
-async def held(point: str) -> None:
+async def hold_at(point: str) -> None:
     """Wait at the point, once, until the test removes the file. Meanwhile the test changes the stores."""
     if os.environ.get("HOLD") == point:
         del os.environ["HOLD"]
@@ -122,28 +122,28 @@ def watch() -> None:
     real_id = tb.id
 
     def generate() -> int:
-        passing("before effect 1")
+        kill_at("before effect 1")
         guid = int(os.environ.get("GUID") or real_id())
-        passing("after effect 1")
+        kill_at("after effect 1")
         return guid
 
     tb.id = generate
-    around(SystemOfReference, "stage", lambda *_: "effect 2")
-    around(SystemOfRecord, "create", lambda *_: "effect 3")
+    wrap(SystemOfReference, "stage", lambda *_: "effect 2")
+    wrap(SystemOfRecord, "create", lambda *_: "effect 3")
 
     def step_of(promise_id: str) -> str:
         return promise_id.rpartition(":")[2]
 
-    around(Sender, "task_create_or_conflict", lambda *_: "create the promise")
-    around(Sender, "task_fence_create", lambda *args: f"create {step_of(args[3].id)}")
-    around(Sender, "task_fence_settle", lambda *args: f"record {step_of(args[3].id)}")
-    around(Sender, "task_fulfill", lambda *_: "settle the promise")
+    wrap(Sender, "task_create_or_conflict", lambda *_: "create the promise")
+    wrap(Sender, "task_fence_create", lambda *args: f"create {step_of(args[3].id)}")
+    wrap(Sender, "task_fence_settle", lambda *args: f"record {step_of(args[3].id)}")
+    wrap(Sender, "task_fulfill", lambda *_: "settle the promise")
 
     real_print = builtins.print
 
     def last_print(*args: Any, **kwargs: Any) -> None:
         if kwargs.get("file") is None:
-            passing("before print")
+            kill_at("before print")
         real_print(*args, **kwargs)
 
     builtins.print = last_print

@@ -134,32 +134,32 @@ def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(
     ledger_world: World, replica: Replica, user: str
 ) -> None:
     """The account is committed, but the run does not learn of it. The next run gets EXISTS, which is no panic."""
-    with proxy(replica.port) as way:
+    with proxy(replica.port) as proxied:
         with ledger_world.held(
-            user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{way.port}"
+            user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{proxied.port}"
         ) as process:
-            way.answers = False
+            proxied.answers = False
         assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     assert len(ledger_world.accounts(user)) == 1
     assert_resumes(ledger_world, user, ["3"])
 
 
 @dataclass
-class Way:
+class Proxy:
     port: int
     answers: bool = True
 
 
 @contextlib.contextmanager
-def proxy(port: int) -> Iterator[Way]:
+def proxy(port: int) -> Iterator[Proxy]:
     """Forward connections to a local port. With `answers` False, the answers get lost."""
     with contextlib.ExitStack() as sockets, socket.create_server(("127.0.0.1", 0)) as listener:
-        way = Way(listener.getsockname()[1])
+        proxied = Proxy(listener.getsockname()[1])
 
         def carry(source: socket.socket, target: socket.socket, *, answers: bool) -> None:
             with contextlib.suppress(OSError):
                 while data := source.recv(65536):
-                    if way.answers or not answers:
+                    if proxied.answers or not answers:
                         target.sendall(data)
             with contextlib.suppress(OSError):
                 target.shutdown(socket.SHUT_WR)
@@ -175,5 +175,5 @@ def proxy(port: int) -> Iterator[Way]:
                         ).start()
 
         threading.Thread(target=accept, daemon=True).start()
-        yield way
+        yield proxied
         listener.shutdown(socket.SHUT_RDWR)
