@@ -137,6 +137,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def paused(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Stop the process, and let it continue at the end of the block."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 @dataclass
 class Run:
     """The result of a run of the command: exit status, stdout, stderr, and the steps that ran."""
@@ -261,6 +271,18 @@ class World:
         self.env["TB_ADDRESS"] = self.stack.enter_context(tigerbeetle_server(empty))
 
 
+def numbered(user: str, count: int) -> list[str]:
+    """Return uuids that begin with this one."""
+    return [f"{user}-{number}" for number in range(count)]
+
+
+def assert_accounts_exist(world: World, accounts: dict[str, str]) -> None:
+    """Check that each uuid has one row and one account, with the same guid."""
+    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
+    assert {uuid: staged[uuid] for uuid in accounts} == accounts
+    assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
+
+
 class EmbeddedWorld(World):
     def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
         owned: dict[str, list[str]] = {}
@@ -360,6 +382,16 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 def embedded_world(tmp_path: Path) -> EmbeddedWorld:
     """A world without servers."""
     return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+
+
+@pytest.fixture
+def server_world(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+    """A world with a real TigerBeetle and a Resonate server that only this test uses."""
+    needs("resonate")
+    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
+    with world.stack:
+        world.start_resonate()
+        yield world
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from ..conftest import (
     ServerWorld,
     World,
     free_port,
-    needs,
+    numbered,
     wait_until,
 )
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
@@ -69,15 +69,6 @@ def test_resonate_url_of_another_kind_of_server_is_named(
     assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": web_server}), web_server
     )
-
-
-@pytest.fixture
-def server_world(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
-    needs("resonate")
-    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
-    with world.stack:
-        world.start_resonate()
-        yield world
 
 
 @pytest.mark.parametrize(
@@ -196,7 +187,7 @@ def test_two_concurrent_processes_with_one_uuid_print_the_same_account(
 
 
 def test_twenty_concurrent_processes_create_twenty_accounts(server_world: ServerWorld, user: str) -> None:
-    uuids = [f"{user}-{number}" for number in range(20)]
+    uuids = numbered(user, 20)
     processes = [server_world.start(uuid) for uuid in uuids]
     runs = [server_world.finish(process) for process in processes]
     assert [run.status for run in runs] == [0] * 20

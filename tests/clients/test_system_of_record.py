@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import subprocess
 import threading
@@ -18,6 +17,7 @@ from ..conftest import (
     format_ledger,
     free_port,
     needs,
+    paused,
     tigerbeetle_replica,
 )
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
@@ -57,14 +57,6 @@ class Replica:
 
     def kill(self) -> None:
         self.stack.close()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
@@ -116,7 +108,7 @@ def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(
 ) -> None:
     with contextlib.ExitStack() as stack:
         with ledger_world.held(user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
-            stack.enter_context(replica.paused())
+            stack.enter_context(paused(replica.process))
         assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     assert_resumes(ledger_world, user, ["3"])
 
@@ -124,7 +116,7 @@ def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(
 def test_run_waits_while_tigerbeetle_is_paused(ledger_world: World, replica: Replica, user: str) -> None:
     with contextlib.ExitStack() as stack:
         with ledger_world.held(user, "before effect 3") as process:
-            stack.enter_context(replica.paused())
+            stack.enter_context(paused(replica.process))
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
     assert ledger_world.finish(process).status == 0

@@ -25,7 +25,16 @@ import tigerbeetle as tb
 from clients.opening import open_clients
 from clients.settings import Settings
 
-from ..conftest import HANG_S, ServerWorld, World, locked, quick_only, wait_until
+from ..conftest import (
+    HANG_S,
+    ServerWorld,
+    World,
+    assert_accounts_exist,
+    locked,
+    numbered,
+    quick_only,
+    wait_until,
+)
 
 #: For a longer list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
@@ -91,33 +100,22 @@ def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
     return Done(process.returncode, out.decode().split("\n")[:-1], err.decode())
 
 
-def names(user: str, count: int) -> list[str]:
-    return [f"{user}-{number}" for number in range(count)]
-
-
-def assert_exist(world: World, accounts: dict[str, str]) -> None:
-    """Check that each uuid has one row and one account, with the same guid."""
-    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
-    assert {uuid: staged[uuid] for uuid in accounts} == accounts
-    assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
-
-
 def test_backfill_creates_the_same_accounts_as_single_runs(world: World, user: str) -> None:
-    uuids = names(user, 100)
+    uuids = numbered(user, 100)
     single = world.run(uuids[7])
     many = run(world, *uuids)
     assert many.status == 0
     assert list(many.accounts) == uuids, "not in the order of the input"
     assert many.accounts[uuids[7]] == single.guid
     assert many.counts() == {"created": 99, "existing": 1, "halted": 0, "invalid": 0}
-    assert_exist(world, many.accounts)
+    assert_accounts_exist(world, many.accounts)
     again = world.run(uuids[8])
     assert (again.status, again.guid, again.steps) == (0, many.accounts[uuids[8]], [])
 
 
 @pytest.mark.slow
 def test_rerun_of_a_reordered_list_finds_the_same_accounts(embedded_world: World, user: str) -> None:
-    uuids = names(user, 20)
+    uuids = numbered(user, 20)
     first = run(embedded_world, *uuids)
     other = run(embedded_world, *reversed(uuids[5:]), f"{user}-another")
     assert (other.status, other.counts()["created"]) == (0, 1)
@@ -126,7 +124,7 @@ def test_rerun_of_a_reordered_list_finds_the_same_accounts(embedded_world: World
 
 @pytest.mark.slow
 def test_killed_backfill_prints_the_whole_result_on_a_rerun(world: World, user: str) -> None:
-    uuids = names(user, LINES if KILLS else 200)
+    uuids = numbered(user, LINES if KILLS else 200)
     file = world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
     seen: dict[str, str] = {}
@@ -145,11 +143,11 @@ def test_killed_backfill_prints_the_whole_result_on_a_rerun(world: World, user: 
     assert last.status == 0
     assert list(last.accounts) == uuids, "the result is incomplete"
     assert seen.items() <= last.accounts.items()
-    assert_exist(world, last.accounts)
+    assert_accounts_exist(world, last.accounts)
 
 
 def test_panic_halts_only_its_own_account(world: World, user: str) -> None:
-    uuids = names(user, 10)
+    uuids = numbered(user, 10)
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", uuids[4])
     many = run(world, *uuids, "")
     assert many.status == 98, "a halted account outranks the invalid line"
@@ -206,17 +204,17 @@ def test_unusual_uuid_is_data(embedded_world: World) -> None:
     uuids = ["'; DROP TABLE accounts; --", "🐯", "-x", "x y", "%s", "x" * 256]
     many = run(embedded_world, *uuids)
     assert (many.status, list(many.accounts)) == (0, uuids)
-    assert_exist(embedded_world, many.accounts)
+    assert_accounts_exist(embedded_world, many.accounts)
 
 
 def test_uuid_that_occurs_twice_has_one_account(world: World, user: str) -> None:
-    uuids = names(user, 100)
+    uuids = numbered(user, 100)
     many = run(world, user, user, *uuids, user)
     assert many.status == 0
     assert [line.split("\t")[0] for line in many.shown] == [user, user, *uuids, user]
     assert len({line for line in many.shown if line.startswith(f"{user}\t")}) == 1
     assert many.counts() == {"created": 101, "existing": 2, "halted": 0, "invalid": 0}
-    assert_exist(world, many.accounts)
+    assert_accounts_exist(world, many.accounts)
 
 
 def test_each_account_is_printed_before_the_next_line_is_read(world: World, user: str) -> None:
@@ -312,7 +310,7 @@ def test_ctrl_c(embedded_world: World, waiting_for: str) -> None:
     assert b"Traceback" not in err
     again = run(embedded_world, *uuids[:300])
     assert (again.status, len(again.accounts)) == (0, 300)
-    assert_exist(embedded_world, again.accounts)
+    assert_accounts_exist(embedded_world, again.accounts)
 
 
 def is_full(pipe: IO[bytes] | None) -> bool:
@@ -368,7 +366,7 @@ def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str)
     """The server's database is locked, so it answers with status 500. No account is given up."""
     if not isinstance(world, ServerWorld):
         pytest.skip("this world has no Resonate server")
-    uuids = names(user, 100)
+    uuids = numbered(user, 100)
     log = world.promises / "resonate.log"
     with backfill(world) as process:
         with locked(world.promises / "resonate.db"):
@@ -378,7 +376,7 @@ def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str)
             wait_until(lambda: b"failed with internal error" in log.read_bytes())
         many = done(process, *process.communicate(timeout=HANG_S))
     assert (many.status, list(many.accounts)) == (0, uuids)
-    assert_exist(world, many.accounts)
+    assert_accounts_exist(world, many.accounts)
 
 
 def test_progress_bar_is_drawn_if_stderr_is_a_terminal(embedded_world: World) -> None:

@@ -30,10 +30,12 @@ from ..conftest import (
     HANG_S,
     ServerWorld,
     World,
+    assert_accounts_exist,
     format_ledger,
     free_port,
     locked,
-    needs,
+    numbered,
+    paused,
     tigerbeetle_replica,
     wait_until,
 )
@@ -48,15 +50,6 @@ LIMITED = (
     "server.RELEASE_TIMEOUT_S = float(os.environ.get('RELEASE', server.RELEASE_TIMEOUT_S)); "
     "console.main('operations.commands')"
 )
-
-
-@pytest.fixture
-def servers(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
-    needs("resonate")
-    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
-    world.start_resonate()
-    with world.stack:
-        yield world
 
 
 @dataclass
@@ -131,30 +124,24 @@ def ask(world: World, uuids: list[str]) -> dict[str, str]:
 
 
 def assert_exist(world: World, accounts: dict[str, str], uuids: list[str]) -> None:
-    """Check that each uuid has one row and one account, with the same guid."""
+    """Check that exactly these uuids have accounts, in this order."""
     assert list(accounts) == uuids
-    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
-    assert {uuid: staged[uuid] for uuid in uuids} == accounts
-    assert world.all_accounts(uuids) == {uuid: [guid] for uuid, guid in accounts.items()}
-
-
-def names(user: str, count: int) -> list[str]:
-    return [f"{user}-{number}" for number in range(count)]
+    assert_accounts_exist(world, accounts)
 
 
 # -- Requests --------------------------------------------------------------
 
 
-def test_program_with_a_resonate_sdk_creates_an_account(servers: ServerWorld, user: str) -> None:
-    with worker(servers):
-        accounts = ask(servers, [user])
-    assert_exist(servers, accounts, [user])
-    assert servers.run(user).guid == accounts[user], "a single run prints another guid"
+def test_program_with_a_resonate_sdk_creates_an_account(server_world: ServerWorld, user: str) -> None:
+    with worker(server_world):
+        accounts = ask(server_world, [user])
+    assert_exist(server_world, accounts, [user])
+    assert server_world.run(user).guid == accounts[user], "a single run prints another guid"
 
 
-def test_shell_creates_an_account(servers: ServerWorld, user: str) -> None:
+def test_shell_creates_an_account(server_world: ServerWorld, user: str) -> None:
     """The command is that of operations/worker.py, with the server's address added."""
-    invoke = ["resonate", "invoke", "-S", servers.env["RESONATE_URL"], f"create-account-{user}"]
+    invoke = ["resonate", "invoke", "-S", server_world.env["RESONATE_URL"], f"create-account-{user}"]
     what = [
         "--func",
         "create_account",
@@ -165,29 +152,29 @@ def test_shell_creates_an_account(servers: ServerWorld, user: str) -> None:
         "--timeout",
         "36500d",
     ]
-    with worker(servers):
+    with worker(server_world):
         subprocess.run([*invoke, *what], check=True, capture_output=True)
-        run = servers.run(user)
+        run = server_world.run(user)
     assert run.status == 0
-    assert_exist(servers, {user: run.guid}, [user])
+    assert_exist(server_world, {user: run.guid}, [user])
 
 
-def test_caller_receives_the_panic(servers: ServerWorld, user: str) -> None:
-    servers.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", user)
-    with worker(servers), pytest.raises(Panic) as panic:
-        ask(servers, [user])
-    single = servers.run(user)
+def test_caller_receives_the_panic(server_world: ServerWorld, user: str) -> None:
+    server_world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", user)
+    with worker(server_world), pytest.raises(Panic) as panic:
+        ask(server_world, [user])
+    single = server_world.run(user)
     assert single.status == 98
     assert str(panic.value) == single.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("arguments", [(), ("a", "b"), (5,), (None,)], ids=str)
-def test_wrong_arguments_reject_the_promise(servers: ServerWorld, user: str, arguments: Any) -> None:
+def test_wrong_arguments_reject_the_promise(server_world: ServerWorld, user: str, arguments: Any) -> None:
     async def main() -> None:
-        async with caller(servers) as resonate, asyncio.timeout(HANG_S):
+        async with caller(server_world) as resonate, asyncio.timeout(HANG_S):
             await resonate.options(target=TARGET).rpc(user, "create_account", *arguments).result()
 
-    with worker(servers) as serving, pytest.raises(ResonateError):
+    with worker(server_world) as serving, pytest.raises(ResonateError):
         asyncio.run(main())
     assert serving.said() == serving.said("serving") + serving.said("stopping")
 
@@ -201,12 +188,12 @@ GARBAGE = {
 
 
 def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loop(
-    servers: ServerWorld, user: str
+    server_world: ServerWorld, user: str
 ) -> None:
     """Another worker, perhaps of a later release, may be able to run it."""
 
     async def main() -> dict[str, str]:
-        async with caller(servers) as resonate:
+        async with caller(server_world) as resonate:
             deadline, tags = 10**14, {"resonate:target": TARGET}
             for name, call in GARBAGE.items():
                 await resonate.promises.create(f"{user}-{name}", deadline, Value(data=call), tags)
@@ -217,24 +204,24 @@ def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loo
                 assert (await resonate.promises.get(f"{user}-{name}")).state == "pending"
             return accounts
 
-    uuids = names(user, 20)
-    with worker(servers, LEASE=str(10 * HANG_S)) as serving:
-        assert_exist(servers, asyncio.run(main()), uuids)
+    uuids = numbered(user, 20)
+    with worker(server_world, LEASE=str(10 * HANG_S)) as serving:
+        assert_exist(server_world, asyncio.run(main()), uuids)
         for name in GARBAGE:
             assert len(serving.said(f"cannot run {user}-{name}")) == 1, "tried again within one lease"
 
 
-def test_expired_promise_of_a_caller_is_not_run(servers: ServerWorld, user: str) -> None:
+def test_expired_promise_of_a_caller_is_not_run(server_world: ServerWorld, user: str) -> None:
     async def main() -> None:
-        async with caller(servers) as resonate, asyncio.timeout(HANG_S):
+        async with caller(server_world) as resonate, asyncio.timeout(HANG_S):
             asked = resonate.options(target=TARGET, timeout=timedelta(seconds=1))
             await asked.rpc(user, "create_account", user).result()
 
     with pytest.raises(ResonateTimeoutError):  # no worker is running
         asyncio.run(main())
-    with worker(servers) as serving:
-        assert len(ask(servers, [f"{user}-2"])) == 1
-        assert servers.accounts(user) == []
+    with worker(server_world) as serving:
+        assert len(ask(server_world, [f"{user}-2"])) == 1
+        assert server_world.accounts(user) == []
         assert serving.said() == serving.said("serving")
 
 
@@ -246,37 +233,37 @@ def some_are_staged(world: World, uuids: list[str]) -> bool:
     return len(staged.intersection(uuids)) > len(uuids) / 10
 
 
-def test_another_worker_finishes_the_tasks_of_a_killed_worker(servers: ServerWorld, user: str) -> None:
-    uuids = names(user, 300)
+def test_another_worker_finishes_the_tasks_of_a_killed_worker(server_world: ServerWorld, user: str) -> None:
+    uuids = numbered(user, 300)
 
     async def main() -> dict[str, str]:
-        async with caller(servers) as resonate:
+        async with caller(server_world) as resonate:
             started = [start(resonate, uuid) for uuid in uuids]
-            await asyncio.to_thread(wait_until, lambda: some_are_staged(servers, uuids))
+            await asyncio.to_thread(wait_until, lambda: some_are_staged(server_world, uuids))
             killed.end(signal.SIGKILL)
             return await results(started)
 
-    with worker(servers) as killed, worker(servers):
+    with worker(server_world) as killed, worker(server_world):
         accounts = asyncio.run(main())
-    assert_exist(servers, accounts, uuids)
+    assert_exist(server_world, accounts, uuids)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_stopping_worker_releases_its_tasks(
-    servers: ServerWorld, user: str, number: signal.Signals, status: int
+    server_world: ServerWorld, user: str, number: signal.Signals, status: int
 ) -> None:
-    uuids, lease = names(user, 200), str(10 * HANG_S)
+    uuids, lease = numbered(user, 200), str(10 * HANG_S)
 
     async def main() -> dict[str, str]:
-        async with caller(servers) as resonate:
+        async with caller(server_world) as resonate:
             started = [start(resonate, uuid) for uuid in uuids]
-            await asyncio.to_thread(wait_until, lambda: some_are_staged(servers, uuids))
+            await asyncio.to_thread(wait_until, lambda: some_are_staged(server_world, uuids))
             assert ending.end(number) == status
             return await results(started)
 
-    with worker(servers, LEASE=lease) as ending, worker(servers, LEASE=lease):
+    with worker(server_world, LEASE=lease) as ending, worker(server_world, LEASE=lease):
         accounts = asyncio.run(main())
-    assert_exist(servers, accounts, uuids)
+    assert_exist(server_world, accounts, uuids)
 
 
 def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
@@ -298,21 +285,12 @@ def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def replica(servers: ServerWorld) -> Iterator[subprocess.Popen[bytes]]:
+def replica(server_world: ServerWorld) -> Iterator[subprocess.Popen[bytes]]:
     """A TigerBeetle that only this test uses."""
-    format_ledger(servers.directory)
-    with tigerbeetle_replica(servers.directory, port := free_port()) as process:
-        servers.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
+    format_ledger(server_world.directory)
+    with tigerbeetle_replica(server_world.directory, port := free_port()) as process:
+        server_world.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
         yield process
-
-
-@contextlib.contextmanager
-def paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -336,13 +314,13 @@ def full(serving: Worker) -> Iterator[None]:
     ],
 )
 def test_worker_waits_until_an_outage_ends(
-    servers: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
+    server_world: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
 ) -> None:
     """The worker prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
-    uuids = names(user, 20)
+    uuids = numbered(user, 20)
 
     async def main() -> dict[str, str]:
-        async with caller(servers) as resonate:
+        async with caller(server_world) as resonate:
             with outage:
                 started = [start(resonate, uuid) for uuid in uuids if away != "Resonate"]
                 await asyncio.to_thread(wait_until, lambda: bool(serving.said(words)))
@@ -352,82 +330,86 @@ def test_worker_waits_until_an_outage_ends(
                 assert not any(promise.done() for promise in started)
             return await results(started or [start(resonate, uuid) for uuid in uuids])
 
-    with worker(servers, PATIENCE="1") as serving:
+    with worker(server_world, PATIENCE="1") as serving:
         outage = {
             "TigerBeetle": paused(replica),
-            "SQLite": locked(servers.data / "accounts.db"),
+            "SQLite": locked(server_world.data / "accounts.db"),
             "the disk": full(serving),
-            "Resonate": paused(servers.resonate),
+            "Resonate": paused(server_world.resonate),
         }[away]
-        assert_exist(servers, asyncio.run(main()), uuids)
+        assert_exist(server_world, asyncio.run(main()), uuids)
         assert len(serving.said()) == 3
         assert serving.said(words) == serving.said("this worker waits until it recovers")
         assert serving.said("is available again") == serving.said()[2:]
 
 
-def test_worker_resumes_after_the_resonate_server_restarts(servers: ServerWorld, user: str) -> None:
-    with worker(servers, PATIENCE="1") as serving:
-        servers.resonate.kill()
+def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerWorld, user: str) -> None:
+    with worker(server_world, PATIENCE="1") as serving:
+        server_world.resonate.kill()
         wait_until(lambda: bool(serving.said("did not answer")))
-        servers.restart_resonate()
-        assert_exist(servers, ask(servers, [user]), [user])
+        server_world.restart_resonate()
+        assert_exist(server_world, ask(server_world, [user]), [user])
         wait_until(lambda: bool(serving.said("is available again")))
         assert len(serving.said()) == 3
 
 
 def test_second_signal_ends_the_worker_before_its_tasks_are_released(
-    servers: ServerWorld, replica: subprocess.Popen[bytes], user: str
+    server_world: ServerWorld, replica: subprocess.Popen[bytes], user: str
 ) -> None:
     async def begin() -> None:
-        async with caller(servers) as resonate:
+        async with caller(server_world) as resonate:
             await start(resonate, user).id()
             await asyncio.to_thread(wait_until, lambda: bool(serving.said("did not answer")))
 
-    with worker(servers, PATIENCE="1", RELEASE="60", LEASE="2") as serving, paused(replica):
+    with worker(server_world, PATIENCE="1", RELEASE="60", LEASE="2") as serving, paused(replica):
         asyncio.run(begin())
-        with paused(servers.resonate):
+        with paused(server_world.resonate):
             serving.process.send_signal(signal.SIGTERM)
             wait_until(lambda: bool(serving.said("stopping")))
             assert serving.end(signal.SIGTERM) == -signal.SIGTERM
-    with worker(servers):
-        assert list(ask(servers, [user])) == [user]
+    with worker(server_world):
+        assert list(ask(server_world, [user])) == [user]
 
 
-def test_worker_still_receives_tasks_after_a_long_silence(servers: ServerWorld, user: str) -> None:
+def test_worker_still_receives_tasks_after_a_long_silence(server_world: ServerWorld, user: str) -> None:
     def connections() -> int:
-        return (servers.promises / "resonate.log").read_text().count("Poll connection registered")
+        return (server_world.promises / "resonate.log").read_text().count("Poll connection registered")
 
-    with worker(servers, SILENCE="0.2"):
+    with worker(server_world, SILENCE="0.2"):
         before = connections()
         wait_until(lambda: connections() > before + 3)
-        assert_exist(servers, ask(servers, [user]), [user])
+        assert_exist(server_world, ask(server_world, [user]), [user])
 
 
-def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(servers: ServerWorld, user: str) -> None:
+def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(
+    server_world: ServerWorld, user: str
+) -> None:
     """TigerBeetle keeps 64 sessions, also those of closed clients, and evicts the oldest."""
 
     async def crowd() -> None:
-        address = servers.env["TB_ADDRESS"]
+        address = server_world.env["TB_ADDRESS"]
         for _ in range(14):  # a server with --development accepts 8 connections
             clients = [tb.ClientAsync(cluster_id=0, replica_addresses=address) for _ in range(5)]
             await asyncio.gather(*(client.lookup_accounts([1]) for client in clients))
             await asyncio.gather(*(client.close() for client in clients))
 
-    with worker(servers):
-        assert_exist(servers, ask(servers, [user]), [user])
+    with worker(server_world):
+        assert_exist(server_world, ask(server_world, [user]), [user])
         asyncio.run(crowd())
-        uuids = names(user, 50)
-        assert_exist(servers, ask(servers, uuids), uuids)
+        uuids = numbered(user, 50)
+        assert_exist(server_world, ask(server_world, uuids), uuids)
 
 
-def test_run_completes_if_its_promise_is_requested_before_it_exists(servers: ServerWorld, user: str) -> None:
+def test_run_completes_if_its_promise_is_requested_before_it_exists(
+    server_world: ServerWorld, user: str
+) -> None:
     """The request that creates the promise is held. Meanwhile the SDK asks for the result and gets status 404."""
-    log = servers.promises / "resonate.log"
+    log = server_world.promises / "resonate.log"
 
     def asked_in_vain() -> bool:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
         return bool(re.search(r"rejected kind=promise.register_listener .*status=404", plain))
 
-    with servers.held(user, "before create the promise") as process:
+    with server_world.held(user, "before create the promise") as process:
         wait_until(asked_in_vain)
-    assert servers.finish(process).status == 0
+    assert server_world.finish(process).status == 0
