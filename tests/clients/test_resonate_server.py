@@ -62,7 +62,9 @@ def web_server(request: pytest.FixtureRequest) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("web_server", [(200, b"<html>"), (404, b""), (200, b"{}")], indirect=True)
+@pytest.mark.parametrize(
+    "web_server", [(200, b"<html>"), (404, b""), (200, b"{}")], ids=["HTML", "404", "JSON"], indirect=True
+)
 def test_resonate_url_of_another_kind_of_server_is_named(
     embedded_world: World, tb_address: str, web_server: str
 ) -> None:

@@ -63,14 +63,15 @@ def test_accounts_table_with_other_columns_is_refused(embedded_world: World) -> 
 
 
 STORES = pytest.mark.parametrize(
-    ("file", "point", "left"),
+    ("file", "point", "remaining_steps"),
     [("accounts.db", "before effect 2", ["2", "3"]), ("ledger.db", "before effect 3", ["3"])],
+    ids=["accounts.db", "ledger.db"],
 )
 
 
 @STORES
 def test_run_waits_for_a_locked_file(
-    embedded_world: World, user: str, file: str, point: str, left: list[str]
+    embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
         with embedded_world.held(user, point) as process:
@@ -84,14 +85,14 @@ def test_run_waits_for_a_locked_file(
 @STORES
 @pytest.mark.slow
 def test_run_ends_if_a_file_stays_locked_and_a_rerun_resumes(
-    embedded_world: World, user: str, file: str, point: str, left: list[str]
+    embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
         with embedded_world.held(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
             stack.enter_context(locked(embedded_world.data / file))
         run = embedded_world.finish(process)
         assert (run.status, run.out) == (1, "")
-    assert_resumes(embedded_world, user, left)
+    assert_resumes(embedded_world, user, remaining_steps)
 
 
 @pytest.mark.slow

@@ -90,17 +90,18 @@ def test_run_completes_after_tigerbeetle_restarts(
 
 
 @pytest.mark.parametrize(
-    ("point", "left"),
+    ("point", "remaining_steps"),
     [("before create 2", ["2", "3"]), ("before effect 3", ["3"]), ("before settle the promise", [])],
+    ids=["before create 2", "before effect 3", "before settle the promise"],
 )
 def test_run_ends_if_tigerbeetle_stays_unavailable_and_a_rerun_resumes(
-    ledger_world: World, replica: Replica, user: str, point: str, left: list[str]
+    ledger_world: World, replica: Replica, user: str, point: str, remaining_steps: list[str]
 ) -> None:
     with ledger_world.held(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
         replica.kill()
     assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     replica.start()
-    assert_resumes(ledger_world, user, left)
+    assert_resumes(ledger_world, user, remaining_steps)
 
 
 def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(

@@ -190,21 +190,21 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
         ["after create the promise", "after create 1", "after effect", "after record 1", "before print"],
     ),
 )
-@pytest.mark.parametrize("held", quick_only([False], [True, False]), ids=["held", "staged"])
+@pytest.mark.parametrize("committed", quick_only([False], [True, False]), ids=["committed", "staged"])
 def test_adopt_resumes_its_attempt_after_a_crash(
     world: World,
     user: str,
     guid: str,
     point: str,
-    held: bool,  # noqa: FBT001
+    committed: bool,  # noqa: FBT001
 ) -> None:
     """The next adopt resumes the attempt and starts no other one."""
     halt(world, user)
-    if held:
+    if committed:
         commit(world, user, guid)
     else:
         stage(world, user, guid)
-    crash(world, user, point.replace("effect", "effect 2" if held else "effect 3"))
+    crash(world, user, point.replace("effect", "effect 2" if committed else "effect 3"))
     assert_adopted(world, user, guid)
     _, attempt, *others = [
         line for line in operate(world, "check", user).stdout.splitlines() if "promise" in line

@@ -289,7 +289,7 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
 
 
 @pytest.mark.parametrize("waiting_for", quick_only(["an account"], ["a line", "its reader", "an account"]))
-def test_ctrl_c(embedded_world: World, waiting_for: str) -> None:
+def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) -> None:
     uuids = [f"{number:0200}" for number in range(3_000)]
     file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
@@ -328,7 +328,7 @@ def is_full(pipe: IO[bytes] | None) -> bool:
         pytest.param(["--in-flight", "x"], "from 1 to 64", marks=pytest.mark.slow),
         pytest.param(["a", "b"], "unrecognized", marks=pytest.mark.slow),
     ],
-    ids=" ".join,
+    ids=["0 in flight", "65 in flight", "x in flight", "two files"],
 )
 def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str], words: str) -> None:
     with backfill(embedded_world, *arguments) as process:
