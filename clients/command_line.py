@@ -30,11 +30,12 @@ def parse_uuid(program: str, description: str) -> tuple[str, Settings]:
     add_uuid(parser)
     add_verbose(parser)
     arguments, settings = parse(parser)
+    print_embedded_notice(settings)
     return arguments.uuid, settings
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings]:
-    """Read the command line and the settings. Prints what is embedded. Raises `Unavailable`."""
+    """Read the command line and the settings. Raises `Unavailable`."""
     arguments = parser.parse_args()
     if "uuid" in arguments:
         try:
@@ -42,7 +43,9 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings
         except ValueError as error:
             parser.error(str(error))
     log_to_stderr(verbose=arguments.verbose)
-    settings = Settings.read(os.environ)
+    return arguments, Settings.read(os.environ)
+
+
+def print_embedded_notice(settings: Settings) -> None:
     if settings.embedded_notice:
         print_diagnostic(settings.embedded_notice)
-    return arguments, settings

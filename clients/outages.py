@@ -69,7 +69,7 @@ class Outages:
             if self._first is not None and task.uncancel() == 0:  # else Ctrl-C cancels it, too
                 raise self._first from None
             raise
-        except Exception:
+        except (Exception, PlatformError):  # a PlatformError is no Exception
             if self._first is not None:  # the error follows from the outage
                 raise self._first from None
             raise

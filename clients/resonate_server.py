@@ -36,6 +36,9 @@ LEASE = timedelta(seconds=10)
 #: Seconds between two requests for a task that another process has leased.
 POLL_INTERVAL_S = 0.5
 
+#: Seconds between the SDK's requests for a missing result: the message that carries it can get lost.
+REFRESH_INTERVAL_S = 5
+
 #: Delays, in seconds, between two attempts to reach an unavailable server.
 RECONNECT = ExponentialBackoff(initial=0.1, max_delay=5)
 
@@ -61,8 +64,7 @@ def server(url: str, token: str | None, outages: Outages, *, serve: bool) -> dic
         "group": GROUP,
         "ttl": LEASE,
         "token": token,
-        # A message can get lost. The SDK asks for a missing result at this interval.
-        "subscription_refresh_secs": 5,
+        "subscription_refresh_secs": REFRESH_INTERVAL_S,
     }
 
 

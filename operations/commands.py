@@ -8,7 +8,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from clients.command_line import add_uuid, add_verbose, parse
+from clients.command_line import add_uuid, add_verbose, parse, print_embedded_notice
 
 #: As many as the SDK runs at once. More would wait inside the SDK while their leases expire.
 IN_FLIGHT_MAX = 64
@@ -32,6 +32,8 @@ def main() -> int:
     given = vars(arguments)
     command = given.pop("command")
     del given["verbose"]
+    if command != "worker":  # a worker uses nothing embedded
+        print_embedded_notice(settings)
     module = importlib.import_module(f"operations.{command}")
     return int(asyncio.run(module.run(settings=settings, **given)))
 

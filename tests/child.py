@@ -1,18 +1,20 @@
-"""The real command in a process of its own, watched, and killed with SIGKILL at a named point.
+"""Run the real command in its own process, record its steps, and kill it with SIGKILL at a named point.
 
     CRASH="after effect 3" python -m tests.child user-123
 
 `create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
 environment:
 
-- `CRASH`: where to die, one of `POINTS`, such as `after effect 3` (step 3, written but not recorded)
+- `CRASH`: where to kill it, one of `POINTS`, such as `after effect 3` (step 3 is written but not recorded)
 - `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
-- `GUID`: what step 1 generates, in place of a fresh id
-- `HOLD`: where to wait, for a file `held` beside the witness to be removed
-- `CLOCK_DAYS`: how many days later it is
-- `LEASE`: seconds that a Resonate server gives a dead process, in place of the example's 10
-- `FILE_SIZE`: bytes past which no file may grow, as on a full disk
+- `GUID`: the guid that step 1 generates, in place of a new one
+- `HOLD`: where to wait until the test removes the file `held` beside the witness
+- `CLOCK_DAYS`: days by which the clock is ahead
+- `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
+- `FILE_SIZE`: the largest size of a file in bytes, as on a full disk
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
+- `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
+- `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ POINTS = [
 ] + ["before print"]
 
 
-def passing(point: str) -> None:
+def kill_at(point: str) -> None:
     if os.environ.get("CRASH") == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -54,7 +56,7 @@ def witness(step: str) -> None:
             file.write(f"{step}\n")
 
 
-def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
+def wrap(owner: Any, name: str, point: Callable[..., str | None]) -> None:
     """Pass `before <point>` and `after <point>` around the coroutine function `owner.name`."""
     real = getattr(owner, name)
 
@@ -62,20 +64,20 @@ def around(owner: Any, name: str, point: Callable[..., str | None]) -> None:
         where = point(*args, **kwargs)
         if where is None:
             return await real(*args, **kwargs)
-        passing(f"before {where}")
-        await held(f"before {where}")
+        kill_at(f"before {where}")
+        await hold_at(f"before {where}")
         if where.startswith("record"):
             witness(where.removeprefix("record "))
         result = await real(*args, **kwargs)
-        passing(f"after {where}")
-        await held(f"after {where}")
+        kill_at(f"after {where}")
+        await hold_at(f"after {where}")
         return result
 
     setattr(owner, name, wrapped)
 
 
-async def held(point: str) -> None:
-    """Stay at the point, once, until the test removes the file: the world around it changes."""
+async def hold_at(point: str) -> None:
+    """Wait at the point, once, until the test removes the file. Meanwhile the test changes the stores."""
     if os.environ.get("HOLD") == point:
         del os.environ["HOLD"]
         file = Path(os.environ["WITNESS"]).with_name("held")
@@ -85,11 +87,15 @@ async def held(point: str) -> None:
 
 
 def set_limits() -> None:
-    """Set `LEASE`, `PATIENCE` and `FILE_SIZE` from the environment."""
+    """Set the limits that the environment names."""
     from clients import outages, resonate_server
 
     if lease := os.environ.get("LEASE"):
         resonate_server.LEASE = timedelta(seconds=float(lease))
+    if refresh := os.environ.get("REFRESH"):
+        resonate_server.REFRESH_INTERVAL_S = int(refresh)
+    if first_answer := os.environ.get("FIRST_ANSWER"):
+        outages.FIRST_ANSWER_TIMEOUT_S = float(first_answer)
     if patience := os.environ.get("PATIENCE"):
         outages.ANSWER_TIMEOUT_S = float(patience)
     if size := os.environ.get("FILE_SIZE"):
@@ -97,7 +103,7 @@ def set_limits() -> None:
 
 
 def watch() -> None:
-    """Wrap what the example calls, as the environment says."""
+    """Wrap the functions that the example calls. The environment says how."""
     days = int(os.environ.get("CLOCK_DAYS", "0"))
     real_time_ns = time.time_ns
     time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
@@ -111,33 +117,33 @@ def watch() -> None:
     set_limits()
     for variable in ("CRASH", "HOLD"):
         if os.environ.get(variable, "") not in ("", *POINTS):
-            sys.exit(f"{variable} is none of: {', '.join(POINTS)}")
+            sys.exit(f"{variable} must be one of: {', '.join(POINTS)}")
 
     real_id = tb.id
 
     def generate() -> int:
-        passing("before effect 1")
+        kill_at("before effect 1")
         guid = int(os.environ.get("GUID") or real_id())
-        passing("after effect 1")
+        kill_at("after effect 1")
         return guid
 
     tb.id = generate
-    around(SystemOfReference, "stage", lambda *_: "effect 2")
-    around(SystemOfRecord, "create", lambda *_: "effect 3")
+    wrap(SystemOfReference, "stage", lambda *_: "effect 2")
+    wrap(SystemOfRecord, "create", lambda *_: "effect 3")
 
     def step_of(promise_id: str) -> str:
         return promise_id.rpartition(":")[2]
 
-    around(Sender, "task_create_or_conflict", lambda *_: "create the promise")
-    around(Sender, "task_fence_create", lambda *args: f"create {step_of(args[3].id)}")
-    around(Sender, "task_fence_settle", lambda *args: f"record {step_of(args[3].id)}")
-    around(Sender, "task_fulfill", lambda *_: "settle the promise")
+    wrap(Sender, "task_create_or_conflict", lambda *_: "create the promise")
+    wrap(Sender, "task_fence_create", lambda *args: f"create {step_of(args[3].id)}")
+    wrap(Sender, "task_fence_settle", lambda *args: f"record {step_of(args[3].id)}")
+    wrap(Sender, "task_fulfill", lambda *_: "settle the promise")
 
     real_print = builtins.print
 
     def last_print(*args: Any, **kwargs: Any) -> None:
         if kwargs.get("file") is None:
-            passing("before print")
+            kill_at("before print")
         real_print(*args, **kwargs)
 
     builtins.print = last_print

@@ -1,10 +1,10 @@
-"""One fixture, `world`, chooses what the tests run on; each test runs on all of it that is found.
+"""The fixture `world` provides the stores and the promises. Each test runs once for each kind that is available.
 
-- `embedded`: no server, always.
-- `tigerbeetle`: embedded promises and a real TigerBeetle: at TB_ADDRESS, or `tigerbeetle` on PATH.
+- `embedded`: no server; always available.
+- `tigerbeetle`: embedded promises and a real TigerBeetle, at TB_ADDRESS or `tigerbeetle` on PATH.
 - `servers`: a real TigerBeetle and a real Resonate server, `resonate` on PATH.
 
-Servers from PATH are started on free ports with fresh data, and stopped at the end.
+Servers from PATH are started on free ports with new data, and stopped at the end.
 """
 
 from __future__ import annotations
@@ -47,10 +47,14 @@ def free_port() -> int:
         return port
 
 
-def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+#: Seconds after which a test takes a wait for a hang. It is generous, because a machine can be busy.
+HANG_S = 120
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG_S
     while not ready():
-        assert time.monotonic() < deadline, "not ready in time"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
@@ -100,11 +104,16 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a Resonate server, its promises in `directory`."""
+def resonate_server(
+    directory: Path, port: int, redelivery_ms: int = 2000
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Resonate server with its promises in `directory`.
+
+    `redelivery_ms`: when the server offers a task again that no process has accepted.
+    """
     url = f"http://127.0.0.1:{port}"
     options = ["--server-bind", "127.0.0.1", "--server-port", str(port), "--server-url", url]
-    quick = ["--observability-metrics-port", "0", "--tasks-retry-timeout", "2000"]
+    tasks = ["--observability-metrics-port", "0", "--tasks-retry-timeout", str(redelivery_ms)]
     storage = ["--storage-type", "sqlite", "--storage-sqlite-path", str(directory / "resonate.db")]
 
     def ready() -> bool:
@@ -114,7 +123,7 @@ def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[byt
         except OSError:
             return False
 
-    command = ["resonate", "serve", *options, *quick, *storage]
+    command = ["resonate", "serve", *options, *tasks, *storage]
     with server(command, directory / "resonate.log") as process:
         wait_until(ready)
         yield process
@@ -122,15 +131,25 @@ def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[byt
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another process has the SQLite file."""
+    """Lock the SQLite file, as another process would."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         yield
 
 
+@contextlib.contextmanager
+def paused(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Stop the process, and let it continue at the end of the block."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 @dataclass
 class Run:
-    """What a run of the command left behind."""
+    """The result of a run of the command: exit status, stdout, stderr, and the steps that ran."""
 
     status: int
     out: str
@@ -146,7 +165,7 @@ class Run:
 
 @dataclass
 class World:
-    """The two stores and the promises of one test, and the command that is run on them."""
+    """The two stores and the promises of one test, and the command that uses them."""
 
     directory: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -161,7 +180,7 @@ class World:
         return clean | {"PYTHONPATH": str(ROOT)} | self.env
 
     def start(self, uuid: str, **env: str) -> subprocess.Popen[str]:
-        """Start the command, watched: see `child.py` for what `env` may say."""
+        """Start the command with the crash points of `child.py`, which explains the variables of `env`."""
         self.witness.write_text("")
         watched = {"WITNESS": str(self.witness)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
         return subprocess.Popen(
@@ -173,17 +192,17 @@ class World:
             text=True,
         )
 
-    def finish(self, process: subprocess.Popen[str], seconds: float = 60) -> Run:
+    def finish(self, process: subprocess.Popen[str]) -> Run:
         with process:
             try:
-                out, err = process.communicate(timeout=seconds)
+                out, err = process.communicate(timeout=HANG_S)
             finally:
                 process.kill()
         assert "Traceback" not in err, err
         return Run(process.returncode, out, err, self.witness.read_text().split())
 
     def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
-        """Run the command to its end, or to its SIGKILL where `crash` says."""
+        """Run the command to its end, or until it is killed at the point `crash`."""
         run = self.finish(self.start(uuid, CRASH=crash, GUID=guid, CLOCK_DAYS=str(days), **env))
         if crash:
             assert run.status == -signal.SIGKILL, run
@@ -191,7 +210,7 @@ class World:
 
     @contextlib.contextmanager
     def held(self, uuid: str, point: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-        """Start the command and hold it at the point; at the end of the block it goes on."""
+        """Start the command and hold it at the point. It continues at the end of the block."""
         process, file = self.start(uuid, HOLD=point, **env), self.witness.with_name("held")
         wait_until(file.exists)
         try:
@@ -203,7 +222,7 @@ class World:
     def witness(self) -> Path:
         return self.directory / "witness"
 
-    # What the stores hold, seen through other clients than the example's.
+    # The contents of the stores. Other clients than those of the example read them.
 
     def sql(self, statement: str, *parameters: str) -> list[Any]:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -235,7 +254,7 @@ class World:
         with tb.ClientSync(cluster_id=0, replica_addresses=self.env["TB_ADDRESS"]) as client:
             return ask(client)
 
-    # What can be lost.
+    # The loss of a store.
 
     def lose_sqlite(self) -> None:
         for file in self.data.glob("accounts.db*"):
@@ -250,6 +269,18 @@ class World:
         empty = self.directory / "empty"
         empty.mkdir()
         self.env["TB_ADDRESS"] = self.stack.enter_context(tigerbeetle_server(empty))
+
+
+def numbered(user: str, count: int) -> list[str]:
+    """Return uuids that begin with this one."""
+    return [f"{user}-{number}" for number in range(count)]
+
+
+def assert_accounts_exist(world: World, accounts: dict[str, str]) -> None:
+    """Check that each uuid has one row and one account, with the same guid."""
+    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
+    assert {uuid: staged[uuid] for uuid in accounts} == accounts
+    assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
 
 
 class EmbeddedWorld(World):
@@ -269,7 +300,7 @@ class EmbeddedWorld(World):
 
 
 class EmbeddedLedgerSync:
-    """The embedded ledger behind the synchronous client's methods."""
+    """The embedded ledger with the methods of the synchronous client."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -286,15 +317,18 @@ class EmbeddedLedgerSync:
 
 
 class ServerWorld(World):
-    def start_resonate(self) -> None:
-        """Start a server without a promise."""
+    def start_resonate(self, redelivery_ms: int = 2000) -> None:
+        """Start a server that holds no promises."""
+        self.redelivery_ms = redelivery_ms
         self.promises, self.port = self.directory / uuid.uuid4().hex, free_port()
         self.promises.mkdir()
         self.env["RESONATE_URL"] = f"http://127.0.0.1:{self.port}"
         self.restart_resonate()
 
     def restart_resonate(self) -> None:
-        self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port))
+        self.resonate = self.stack.enter_context(
+            resonate_server(self.promises, self.port, self.redelivery_ms)
+        )
 
     def lose_promises(self) -> None:
         self.start_resonate()
@@ -320,7 +354,13 @@ def tb_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("a real TigerBeetle is missing: set TB_ADDRESS or put `tigerbeetle` on PATH")
 
 
-@pytest.fixture(params=["embedded", "tigerbeetle", "servers"])
+def quick_only(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Return the values as parameters. Those that are not in `quick` are marked as slow."""
+    quick = list(quick)
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.fixture(params=quick_only(["embedded"], ["embedded", "tigerbeetle", "servers"]))
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     data = {"DATA_DIR": str(tmp_path / "data")}
     world: World
@@ -338,17 +378,54 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         yield world
 
 
+@pytest.fixture
+def embedded_world(tmp_path: Path) -> EmbeddedWorld:
+    """A world without servers."""
+    return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+
+
+@pytest.fixture
+def server_world(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+    """A world with a real TigerBeetle and a Resonate server that only this test uses."""
+    needs("resonate")
+    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
+    with world.stack:
+        world.start_resonate()
+        yield world
+
+
+@pytest.fixture
+def world_with_own_ledger(world: World) -> World:
+    """A world whose ledger holds no accounts of other tests."""
+    world.lose_ledger()
+    return world
+
+
+@pytest.fixture
+def guid() -> str:
+    """A new account id."""
+    return str(tb.id())
+
+
+def pytest_configure() -> None:
+    # A script that starts the suite in the background makes it ignore SIGINT. Child processes would inherit
+    # that. They start with the default action if this process has a handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=3, help="how long a storm, or the model, goes on")
-    parser.addoption("--seed", type=int, default=random.randrange(2**32), help="of the storms")
+    parser.addoption(
+        "--seconds", type=float, default=3, help="seconds that test_storm.py and test_model.py run"
+    )
+    parser.addoption("--seed", type=int, default=random.randrange(2**32), help="seed of test_storm.py")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    found = ", ".join(sorted(PATH)) or "none: what needs one is skipped"
+    found = ", ".join(sorted(PATH)) or "none; the tests that need one are skipped"
     return f"servers on PATH: {found}; storms: --seed {config.getoption('seed')}"
 
 
 @pytest.fixture
 def user() -> str:
-    """A uuid that no other test uses: they share a ledger."""
+    """A uuid that no other test uses, because the tests share a ledger."""
     return f"user-{uuid.uuid4()}"

@@ -1,4 +1,4 @@
-"""The command whose figures docs/benchmarks.md shows."""
+"""The benchmark runs, and prints a figure for each contender."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .conftest import ROOT, VARIABLES
 
 
-def test_the_benchmark_measures_all_contenders() -> None:
+@pytest.mark.slow
+def test_benchmark_measures_all_contenders() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", "--count", "70", "--rounds", "1", "--long", "20"],

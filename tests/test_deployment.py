@@ -1,4 +1,4 @@
-"""The compose file and the workflow agree with pyproject.toml, and ask for no more than they need."""
+"""The compose file and the workflow have the versions of pyproject.toml and no unnecessary privileges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from .conftest import ROOT
 
-#: The Resonate server that was tried with each release of the SDK: they must speak the same protocol.
+#: The Resonate server that was tested with each release of the SDK. Both must use the same protocol version.
 SERVER_FOR_SDK = {"0.8.1": "v0.9.8"}
 
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -45,11 +45,11 @@ def tag(service: str) -> str:
     return image.rpartition(":")[2]
 
 
-def test_the_ledger_has_the_release_of_its_client() -> None:
+def test_tigerbeetle_image_has_the_version_of_the_client() -> None:
     assert tag("tigerbeetle") == pinned("tigerbeetle")
 
 
-def test_the_resonate_server_fits_its_sdk() -> None:
+def test_resonate_image_has_the_version_that_was_tested_with_the_sdk() -> None:
     assert tag("resonate") == SERVER_FOR_SDK[pinned("resonate-sdk")]
 
 

@@ -1,10 +1,10 @@
-"""A model of the pattern, in combinations that nobody thought of.
+"""A model of the pattern, tested with generated histories.
 
     pytest tests/test_model.py --seconds 600
 
-Hypothesis makes up histories (runs, crashes, losses, restored backups, foreign rows and accounts, locks,
-second attempts under another durable id, days going by), each run being a real process that dies by
-SIGKILL. `Oracle` says in plain Python what must come of each; the stores must agree with it at every stop.
+Hypothesis generates histories of runs, crashes, losses, restored backups, foreign rows and accounts, locks,
+second attempts with another durable id, and days that pass. Each run is a real process, and a crash is a real
+SIGKILL. `Oracle` predicts the outcome in plain Python. The stores must agree with it after each event.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from .conftest import EmbeddedWorld, ServerWorld, World, needs
 
 # -- One run, in a process of its own --------------------------------------
 
-#: Forks processes from one that has done the imports.
+#: Forks processes from one that has imported the modules already.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["create_account", "tests.child", "tests.test_model"])
 
 
 async def attempt(promise: str, uuid: str) -> str:
-    """What comes of one run: "created GUID", "lost", "unavailable", or the panic's condition."""
+    """Return the outcome of one run: "created GUID", "lost", "unavailable", or the panic's condition."""
     try:
         async with connect(Settings.read(os.environ)) as (resonate, clients):
             handle = resonate.options(timeout=DEADLINE).run(promise, create_account, uuid)
@@ -91,7 +91,7 @@ def run(env: dict[str, str], promise: str, uuid: str) -> str:
     return outcome
 
 
-# -- What must come of it --------------------------------------------------
+# -- The prediction --------------------------------------------------------
 
 
 class Stop(Exception):
@@ -108,11 +108,13 @@ class Promise:
 
 @dataclass
 class Oracle:
-    """The two stores and the promises, and what a run makes of them."""
+    """The two stores and the promises, and the effects of a run."""
 
     embedded_promises: bool
     rows: dict[str, str] = field(default_factory=dict)
-    accounts: dict[str, str] = field(default_factory=dict)  # guid -> whose, "" for a foreign one
+    accounts: dict[str, str] = field(
+        default_factory=dict
+    )  # the owner's uuid by guid; "" for a foreign account
     promises: dict[str, Promise] = field(default_factory=dict)
 
     def run(self, name: str, uuid: str, fresh: str, crash: str, locked: str) -> str:
@@ -121,7 +123,7 @@ class Oracle:
             return self._run(name, uuid, fresh, crash, locked)
         except Stop as stop:
             if self.embedded_promises and str(stop) == "killed" and name in self.promises:
-                # They write that a step has begun with what comes of it.
+                # Embedded promises write "step started" together with the step's result.
                 self.promises[name].created = begun | set(self.promises[name].recorded)
             return str(stop)
 
@@ -202,12 +204,12 @@ class Oracle:
 
 USERS = "abcd"
 
-#: A history with more of it than this is all panics.
+#: With more losses and foreign writes than this, all runs of a history panic.
 MISCHIEF = 3
 
 
 def mischief(method: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Let something go wrong, now and then."""
+    """Make the method a rule that runs at most `MISCHIEF` times in a history."""
 
     @precondition(lambda self: self.mischief < MISCHIEF)
     @rule()
@@ -219,7 +221,7 @@ def mischief(method: Callable[[Any], None]) -> Callable[[Any], None]:
     return limited
 
 
-#: How often each outcome came.
+#: The number of runs by outcome.
 OUTCOMES: Counter[str] = Counter()
 
 
@@ -252,7 +254,7 @@ class History(RuleBasedStateMachine):
             "GUID": self.planned,
             "CLOCK_DAYS": str(self.days),
             "LEASE": "1",
-            "PATIENCE": "0.3" if locked else "30",
+            "PATIENCE": "1" if locked else "30",
         }
         assert run(env, promise, uuid) == expected
         OUTCOMES[expected.split()[0] if expected.startswith("created") else expected] += 1
@@ -333,15 +335,16 @@ class History(RuleBasedStateMachine):
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(
-            "PRAGMA journal_mode=WAL"
-        )  # as a run would find it: a run that cannot open it is another story
+        db.execute("PRAGMA journal_mode=WAL")  # as a run leaves it, so that the next run can open the file
         db.execute("BEGIN IMMEDIATE")
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", ["embedded", "tigerbeetle", "servers"])
-def test_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
+def test_stores_agree_with_the_model(
+    on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest
+) -> None:
     address = "" if on == "embedded" else request.getfixturevalue("tb_address")
     if on == "servers":
         needs("resonate")
@@ -357,7 +360,7 @@ def test_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequ
 
     machine = type("History", (History,), {"new_world": staticmethod(new_world)})
     quickly = settings(
-        max_examples=10 if on == "embedded" else 3,  # between two looks at the clock
+        max_examples=10 if on == "embedded" else 3,  # per call, after which the loop compares the time
         stateful_step_count=20,
         deadline=None,
         database=None,

@@ -1,4 +1,4 @@
-"""Many accounts in flight, SIGKILL at random, again and again until all are done; nothing is lost or doubled.
+"""Many accounts in flight and SIGKILL at random, until all exist. None is lost, and none exists twice.
 
 pytest tests/test_storm.py --seconds 600 --seed 1
 """
@@ -19,9 +19,9 @@ COUNT = 300
 
 
 def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> dict[str, list[str]]:
-    """At any stop: an account only with its row, one at most for a uuid, and under the guid it always had."""
+    """Check the stores between two runs: an account has a row, a uuid has one account, and its guid never changes."""
     accounts = world.all_accounts(uuids)
-    # Rows after accounts: what is committed now was staged before.
+    # The rows are read after the accounts, because an account is staged before it is committed.
     rows: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
     for uuid, found in accounts.items():
         assert len(found) <= 1, f"{uuid} has {len(found)} accounts"
@@ -32,7 +32,8 @@ def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> d
     return accounts
 
 
-def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
+@pytest.mark.slow
+def test_accounts_survive_kills_at_random(world: World, user: str, pytestconfig: pytest.Config) -> None:
     seed = pytestconfig.getoption("seed")
     dice = random.Random(seed)
     end = time.monotonic() + pytestconfig.getoption("seconds")
@@ -59,7 +60,9 @@ def test_storm(world: World, user: str, pytestconfig: pytest.Config) -> None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-            for line in output.read_text().split("\n")[:-1]:  # what follows the last newline was cut short
+            for line in output.read_text().split("\n")[
+                :-1
+            ]:  # text after the last newline was cut off by the kill
                 if line.startswith(prefix):
                     uuid, guid = line.split()
                     assert done.setdefault(uuid, guid) == guid, f"{uuid} was {done[uuid]} and is {guid}"

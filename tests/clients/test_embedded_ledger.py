@@ -1,9 +1,9 @@
-"""The stand-in is honest: the embedded ledger answers as a real TigerBeetle does, or refuses.
+"""The embedded ledger gives the same answers as a real TigerBeetle, or refuses the request.
 
-Hypothesis makes up sequences of requests and sends each of them to both. A failure is printed as the
-shortest sequence that shows it, with the line that replays it. For minutes instead of seconds:
+Hypothesis generates sequences of requests, and the test sends each sequence to both. For a failure it prints
+the shortest sequence that shows it, and the line that replays it. To run for minutes instead of seconds:
 
-    EXAMPLES=10000 pytest tests/test_ledger.py
+    EXAMPLES=10000 pytest tests/clients/test_embedded_ledger.py
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from hypothesis import strategies as st
 
 from clients.embedded_ledger import EmbeddedLedger
 
-from .conftest import EmbeddedLedgerSync
+from ..conftest import EmbeddedLedgerSync
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 
 # -- A request, the same for both ------------------------------------------
 #
-# Both ledgers keep what earlier sequences left, and each has a clock of its own. So a request is written
-# with symbols, and each side puts in its numbers.
+# Both ledgers keep the accounts of earlier sequences, and each has its own clock. So a request contains
+# symbols, which each ledger replaces with its own numbers.
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Own:
 
 @dataclass(frozen=True)
 class When:
-    """The ledger's time of the `event`-th event of the sequence so far, and a few nanoseconds more or less."""
+    """The timestamp of the sequence's event number `event`, plus `offset` nanoseconds."""
 
     event: int
     offset: int = 0
@@ -63,7 +63,7 @@ OWNED: dict[str, Any] = {"user_data_128": Own(0)}
 VALID: dict[str, Any] = {"ledger": 1, "code": 1} | OWNED
 EVERYTHING = dict.fromkeys(tb.QueryFilter.__dataclass_fields__, 0) | {"limit": BATCH_MAX}
 
-#: What is wrong with an account, by the status that it gets when nothing else is wrong.
+#: Fields of an invalid account, by the status that this account gets.
 FAULTS: dict[str, dict[str, Any]] = {
     "TIMESTAMP_MUST_BE_ZERO": {"timestamp": 1},
     "RESERVED_FLAG": {"flags": 1 << 6},
@@ -80,7 +80,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "LEDGER_MUST_NOT_BE_ZERO": {"ledger": 0},
     "CODE_MUST_NOT_BE_ZERO": {"code": 0},
 }
-#: Where an account differs from a valid one that is there.
+#: Fields that differ from those of an existing account, by the status that this account gets.
 CONFLICTS: dict[str, dict[str, Any]] = {
     "EXISTS_WITH_DIFFERENT_FLAGS": {"flags": tb.AccountFlags.HISTORY},
     "EXISTS_WITH_DIFFERENT_USER_DATA_128": {"user_data_128": 0},
@@ -101,7 +101,7 @@ class Side:
         self._events: dict[int, int] = {}
 
     def answer(self, request: Request) -> Any:
-        """Make the request; its answer, each timestamp as the number of the event that it is the time of."""
+        """Make the request. Returns the answer; each timestamp is replaced with the number of its event."""
         name, argument = request
         try:
             answers = self._ask(name, self._concrete(name, argument))
@@ -135,11 +135,12 @@ class Side:
         return value
 
     def _note_times(self, results: list[tb.CreateAccountResult]) -> None:
-        """Check that the events of a request are a nanosecond apart, and later than any before."""
+        """Check that the events of a request are one nanosecond apart and later than all earlier events."""
         starts = {
             result.timestamp - index
             for index, result in enumerate(results)
-            if result.status != tb.CreateAccountStatus.EXISTS  # which has the time of the creation
+            if result.status
+            != tb.CreateAccountStatus.EXISTS  # an existing account has the time of its creation
         }
         assert len(starts) <= 1, results
         for start in starts:
@@ -151,7 +152,7 @@ class Side:
 
 @pytest.fixture(scope="module")
 def ledgers(tb_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ask, Ask]]:
-    """The real TigerBeetle and the embedded one, which `REOPEN` closes and opens again."""
+    """The real TigerBeetle and the embedded ledger. `REOPEN` closes the embedded ledger and opens it again."""
     directory = tmp_path_factory.mktemp("embedded")
     with (
         tb.ClientSync(cluster_id=0, replica_addresses=tb_address) as client,
@@ -175,8 +176,8 @@ def ledgers(tb_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def compare(ledgers: tuple[Ask, Ask], sequence: list[Request]) -> list[Any]:
-    """Make the requests of both ledgers and return their answers, which are alike."""
-    base = secrets.randbits(128)  # from the system: Hypothesis seeds `random`
+    """Send the requests to both ledgers, check that the answers are equal, and return them."""
+    base = secrets.randbits(128)  # random numbers of the system, because Hypothesis seeds `random`
     real, embedded = (Side(ask, base) for ask in ledgers)
     answers = []
     for request in sequence:
@@ -213,7 +214,7 @@ def weighted[T](*choices: tuple[int, st.SearchStrategy[T]]) -> st.SearchStrategy
 
 
 def fields(names: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """One of the fields, with one of the values."""
+    """Generate one of the fields with one of the values."""
     return st.builds(lambda name, value: {name: value}, st.sampled_from(names.split()), values)
 
 
@@ -236,7 +237,7 @@ indexed = st.one_of(
 )
 
 ids = st.sampled_from([*(Own(bits) for bits in (0, 1, 1 << 63, 1 << 64, 1 << 127)), 0, MAX])
-# The known ones, and any: of more than 16 bits, the client sends the lower.
+# The known flags, and any number. Of a number with more than 16 bits, the client sends the lower 16.
 flags = (st.integers(0, 2**6 - 1) | st.integers(0, 2**17 - 1)).map(lambda bits: bits & ~int(REFUSED))
 deviations = st.one_of(
     indexed,
@@ -245,7 +246,7 @@ deviations = st.one_of(
     fields("timestamp", whens | edges(64, TIMESTAMP_MAX)),
 )
 accounts = st.builds(lambda id_, other: VALID | {"id": id_} | other, ids, up_to(3, deviations))
-# A server in `--development` takes no more than 250 or so at once.
+# A server with `--development` accepts about 250 accounts in a request.
 many_accounts = st.builds(
     lambda first, count: [VALID | {"id": Own(number)} for number in range(first, first + count)],
     st.integers(0, 50),
@@ -258,7 +259,7 @@ overflowing = st.builds(
     st.lists(accounts, max_size=1),
 )
 
-# Of more than 128 bits, the client sends the lower here too: `Own(1 << 128)` is found as `Own(0)` is.
+# Of a number with more than 128 bits, the client sends the lower 128: `Own(1 << 128)` finds `Own(0)`.
 looked_up = ids | st.sampled_from([Own(1 << 128), Own(-1 << 128), -1, 2**128])
 
 limits = weighted((3, st.integers(1, 10)), (1, st.sampled_from([0, BATCH_MAX, BATCH_MAX + 1, 2**32 - 1])))
@@ -274,9 +275,9 @@ conditions = weighted(
 
 
 def isolated(query_filter: dict[str, Any]) -> dict[str, Any]:
-    """The filter, made to find no other sequence's account: those have other owners, or came before.
+    """Return the filter, restricted to the accounts of this sequence: by owner, or by time.
 
-    So nobody else may use the TigerBeetle meanwhile.
+    A restriction by time requires that no other program uses the TigerBeetle during the test.
     """
     own = (query_filter.get(field) for field in ("user_data_128", "user_data_64", "timestamp_min"))
     return query_filter if any(isinstance(value, Own | When) for value in own) else query_filter | OWNED
@@ -300,15 +301,15 @@ sequences = st.builds(
 
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
 @given(sequence=sequences)
-def test_generated_sequences(ledgers: tuple[Ask, Ask], sequence: list[Request]) -> None:
+def test_generated_sequences_get_the_same_answers(ledgers: tuple[Ask, Ask], sequence: list[Request]) -> None:
     compare(ledgers, sequence)
 
 
 # -- Systematic sequences --------------------------------------------------
 
 
-def test_every_pair_of_faults(ledgers: tuple[Ask, Ask]) -> None:
-    """Of two faults the same one is answered, whether the account is there or not."""
+def test_every_pair_of_faults_gets_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
+    """If an account has two faults, both ledgers report the same one, whether the account exists or not."""
     pairs = [
         one | other
         for one, other in itertools.combinations_with_replacement([*FAULTS.values(), *CONFLICTS.values()], 2)
@@ -322,20 +323,20 @@ def test_every_pair_of_faults(ledgers: tuple[Ask, Ask]) -> None:
     assert statuses == {"CREATED", "EXISTS", *FAULTS, *CONFLICTS}
 
 
-def test_a_status_has_its_fault_unless_it_is_refused_or_cannot_be_sent() -> None:
+def test_each_status_is_tested_unless_no_client_can_cause_it() -> None:
     rest = {status.name for status in tb.CreateAccountStatus} - {"CREATED", "EXISTS", *FAULTS, *CONFLICTS}
     assert {name for name in rest if not name.startswith(("LINKED_", "IMPORTED_"))} == {"RESERVED_FIELD"}
 
 
-def test_every_combination_of_flags(ledgers: tuple[Ask, Ask]) -> None:
+def test_every_combination_of_flags_gets_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
     combinations = [flags for flags in range(2**7) if not flags & REFUSED]
     new = [VALID | {"id": Own(flags), "flags": flags} for flags in combinations]
     there = [VALID | {"id": Own(0), "flags": flags} for flags in combinations]
     compare(ledgers, [("create_accounts", new), ("create_accounts", there), ("query_accounts", OWNED)])
 
 
-def test_every_pair_of_conditions(ledgers: tuple[Ask, Ask]) -> None:
-    """Accounts that differ in one or two fields, and filters that ask for one or two things."""
+def test_every_pair_of_conditions_gets_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
+    """The accounts differ in one or two fields. The filters have one or two conditions."""
     differences = [{}, OWNED | {"user_data_64": Own(1)}, *CONFLICTS.values()]
     several = [
         VALID | {"id": Own(number)} | one | other
@@ -360,7 +361,7 @@ def test_every_pair_of_conditions(ledgers: tuple[Ask, Ask]) -> None:
     )
 
 
-def test_too_large_requests(ledgers: tuple[Ask, Ask]) -> None:
+def test_requests_that_are_too_large_get_the_same_answers(ledgers: tuple[Ask, Ask]) -> None:
     accounts = [VALID | {"id": Own(number)} for number in range(BATCH_MAX + 1)]
     answers = compare(
         ledgers,
@@ -380,7 +381,7 @@ def test_too_large_requests(ledgers: tuple[Ask, Ask]) -> None:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> tb.ClientSync:
-    """The embedded ledger, opened anew for each request: what it answers is what is on disk."""
+    """The embedded ledger, opened again for each request, so that its answers come from the disk."""
     return cast("tb.ClientSync", EmbeddedLedgerSync(tmp_path))
 
 
@@ -397,14 +398,14 @@ def everything(ledger: tb.ClientSync) -> list[tb.Account]:
 
 
 @pytest.mark.parametrize("status", FAULTS)
-def test_a_fault_is_told_and_nothing_is_kept(ledger: tb.ClientSync, status: str) -> None:
+def test_invalid_account_gets_its_status_and_is_not_stored(ledger: tb.ClientSync, status: str) -> None:
     [result] = ledger.create_accounts([account(**FAULTS[status])])
     assert result.status.name == status
     assert everything(ledger) == []
 
 
 @pytest.mark.parametrize("status", CONFLICTS)
-def test_a_conflict_is_told_and_nothing_is_changed(ledger: tb.ClientSync, status: str) -> None:
+def test_conflicting_account_gets_its_status_and_changes_nothing(ledger: tb.ClientSync, status: str) -> None:
     ledger.create_accounts([account()])
     before = everything(ledger)
     [result] = ledger.create_accounts([account(**CONFLICTS[status])])
@@ -413,7 +414,7 @@ def test_a_conflict_is_told_and_nothing_is_changed(ledger: tb.ClientSync, status
     assert everything(ledger) == before
 
 
-def test_an_account_is_kept_whole(ledger: tb.ClientSync) -> None:
+def test_account_is_stored_with_all_its_fields(ledger: tb.ClientSync) -> None:
     largest = {
         field: 2 ** WIDTHS[field] - 1 for field in WIDTHS if field.startswith(("user", "ledger", "code"))
     }
@@ -424,7 +425,7 @@ def test_an_account_is_kept_whole(ledger: tb.ClientSync) -> None:
     assert everything(ledger) == kept
 
 
-def test_time_goes_on_when_the_clock_goes_back(
+def test_timestamps_increase_although_the_clock_goes_back(
     ledger: tb.ClientSync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create_at(now: int, *ids: int) -> list[tb.CreateAccountResult]:
@@ -442,7 +443,7 @@ def test_time_goes_on_when_the_clock_goes_back(
     assert fourth.timestamp == 2000
 
 
-def test_requests_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+def test_concurrent_requests_run_one_after_the_other(tmp_path: Path) -> None:
     async def race() -> list[list[tb.CreateAccountResult]]:
         ledger = await EmbeddedLedger(tmp_path).open()
         try:
@@ -459,7 +460,7 @@ REQUESTS = {name for name in dir(tb.AsyncStateMachineMixin) if not name.startswi
 
 
 @pytest.mark.parametrize("name", [*sorted(REQUESTS - SUPPORTED), "get_change_events", "anything"])
-def test_other_requests_are_refused(ledger: tb.ClientSync, name: str) -> None:
+def test_unsupported_requests_are_refused(ledger: tb.ClientSync, name: str) -> None:
     with pytest.raises(NotImplementedError, match=f"the embedded ledger has no {name}: set TB_ADDRESS"):
         getattr(ledger, name)([])
 
@@ -472,19 +473,23 @@ def test_linked_and_imported_accounts_are_refused(ledger: tb.ClientSync, flag: t
 
 
 @pytest.mark.parametrize(("field", "value"), ACCOUNT_OVERFLOWS)
-def test_a_number_that_does_not_fit_is_refused(ledger: tb.ClientSync, field: str, value: int) -> None:
+def test_account_with_a_number_that_is_too_large_is_refused(
+    ledger: tb.ClientSync, field: str, value: int
+) -> None:
     with pytest.raises(tb.IntegerOverflowError, match=f"{field}=={value} "):
         ledger.create_accounts([account(), account(**{field: value})])
     assert everything(ledger) == []
 
 
 @pytest.mark.parametrize(("field", "value"), FILTER_OVERFLOWS)
-def test_a_filter_that_does_not_fit_is_refused(ledger: tb.ClientSync, field: str, value: int) -> None:
+def test_filter_with_a_number_that_is_too_large_is_refused(
+    ledger: tb.ClientSync, field: str, value: int
+) -> None:
     with pytest.raises(tb.IntegerOverflowError, match=f"{field}=={value} "):
         ledger.query_accounts(query(**{field: value}))
 
 
-def test_a_request_may_be_large_but_not_too_large(ledger: tb.ClientSync) -> None:
+def test_largest_request_is_accepted_and_a_larger_one_refused(ledger: tb.ClientSync) -> None:
     accounts = [account(id=number) for number in range(1, BATCH_MAX + 2)]
     largest = accounts[:-1]
     for ask in (

@@ -1,17 +1,18 @@
-"""Many accounts from a list: each as a single run makes it, bounded, and gone on with after anything."""
+"""`backfill`: the same accounts as single runs create, in constant memory, and resumed after a kill or outage."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
 import re
 import secrets
 import signal
+import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +25,18 @@ import tigerbeetle as tb
 from clients.opening import open_clients
 from clients.settings import Settings
 
-from .conftest import EmbeddedWorld, ServerWorld, World, locked, wait_until
+from ..conftest import (
+    HANG_S,
+    ServerWorld,
+    World,
+    assert_accounts_exist,
+    locked,
+    numbered,
+    quick_only,
+    wait_until,
+)
 
-#: For a long list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/test_backfill.py -k "memory or killed"`.
+#: For a longer list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
 KILLS = int(os.environ.get("BACKFILL_KILLS", "0"))
 
@@ -36,11 +46,6 @@ LIMITED = (
     "from clients import console; console.main('operations.commands')"
 )
 COMMAND = [sys.executable, "-c", LIMITED, "backfill"]
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> World:
-    return EmbeddedWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
 
 
 @dataclass
@@ -71,7 +76,7 @@ def backfill(
 ) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
         [*COMMAND, *arguments],
-        env=world.environ() | {"LEASE": "2", "PATIENCE": "1"} | env,
+        env=world.environ() | {"LEASE": "2"} | env,
         cwd=world.directory,
         stdin=stdin,
         stdout=stdout,
@@ -84,10 +89,10 @@ def backfill(
 
 
 def run(world: World, *lines: str | bytes, end: bytes = b"\n") -> Done:
-    """Run it to its end on these lines."""
+    """Run backfill to its end with these lines on stdin."""
     content = b"".join((line if isinstance(line, bytes) else line.encode()) + end for line in lines)
     with backfill(world) as process:
-        return done(process, *process.communicate(content, timeout=60))
+        return done(process, *process.communicate(content, timeout=HANG_S))
 
 
 def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
@@ -95,40 +100,31 @@ def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
     return Done(process.returncode, out.decode().split("\n")[:-1], err.decode())
 
 
-def names(user: str, count: int) -> list[str]:
-    return [f"{user}-{number}" for number in range(count)]
-
-
-def assert_exist(world: World, accounts: dict[str, str]) -> None:
-    """One row, one account, one guid for each."""
-    staged: dict[str, str] = dict(world.sql("SELECT uuid, guid FROM accounts"))
-    assert {uuid: staged[uuid] for uuid in accounts} == accounts
-    assert world.all_accounts(accounts) == {uuid: [guid] for uuid, guid in accounts.items()}
-
-
-def test_each_is_as_a_single_run_makes_it(world: World, user: str) -> None:
-    uuids = names(user, 100)
+def test_backfill_creates_the_same_accounts_as_single_runs(world: World, user: str) -> None:
+    uuids = numbered(user, 100)
     single = world.run(uuids[7])
     many = run(world, *uuids)
     assert many.status == 0
-    assert list(many.accounts) == uuids, "in the order of the input"
+    assert list(many.accounts) == uuids, "not in the order of the input"
     assert many.accounts[uuids[7]] == single.guid
     assert many.counts() == {"created": 99, "existing": 1, "halted": 0, "invalid": 0}
-    assert_exist(world, many.accounts)
+    assert_accounts_exist(world, many.accounts)
     again = world.run(uuids[8])
     assert (again.status, again.guid, again.steps) == (0, many.accounts[uuids[8]], [])
 
 
-def test_a_rerun_of_another_list_finds_the_same_accounts(here: World, user: str) -> None:
-    uuids = names(user, 20)
-    first = run(here, *uuids)
-    other = run(here, *reversed(uuids[5:]), f"{user}-another")
+@pytest.mark.slow
+def test_rerun_of_a_reordered_list_finds_the_same_accounts(embedded_world: World, user: str) -> None:
+    uuids = numbered(user, 20)
+    first = run(embedded_world, *uuids)
+    other = run(embedded_world, *reversed(uuids[5:]), f"{user}-another")
     assert (other.status, other.counts()["created"]) == (0, 1)
     assert other.shown[:-1] == list(reversed(first.shown[5:]))
 
 
-def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> None:
-    uuids = names(user, LINES if KILLS else 200)
+@pytest.mark.slow
+def test_killed_backfill_prints_the_whole_result_on_a_rerun(world: World, user: str) -> None:
+    uuids = numbered(user, LINES if KILLS else 200)
     file = world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
     seen: dict[str, str] = {}
@@ -139,36 +135,37 @@ def test_killed_and_run_again_until_all_are_shown(world: World, user: str) -> No
             process.send_signal(signal.SIGKILL)
             shown += process.stdout.read().decode().splitlines(keepends=True)
         for line in shown:
-            if line.endswith("\n"):  # else it was cut short
+            if line.endswith("\n"):  # a line without its end was cut off by the kill
                 uuid, guid = line.rstrip("\n").split("\t")
                 assert seen.setdefault(uuid, guid) == guid, "a second guid"
     with backfill(world, str(file)) as process:
-        last = done(process, *process.communicate(timeout=60 + len(uuids) / 10))
+        last = done(process, *process.communicate(timeout=HANG_S + len(uuids) / 10))
     assert last.status == 0
-    assert list(last.accounts) == uuids, "the whole result"
+    assert list(last.accounts) == uuids, "the result is incomplete"
     assert seen.items() <= last.accounts.items()
-    assert_exist(world, last.accounts)
+    assert_accounts_exist(world, last.accounts)
 
 
-def test_a_panic_halts_its_account_and_not_its_neighbours(world: World, user: str) -> None:
-    uuids = names(user, 10)
+def test_panic_halts_only_its_own_account(world: World, user: str) -> None:
+    uuids = numbered(user, 10)
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", uuids[4])
     many = run(world, *uuids, "")
-    assert many.status == 98, "which says more than the invalid line does"
+    assert many.status == 98, "a halted account outranks the invalid line"
     assert list(many.accounts) == uuids[:4] + uuids[5:]
     assert many.counts() == {"created": 9, "existing": 0, "halted": 1, "invalid": 1}
     single = world.run(uuids[4])
     assert single.status == 98
-    assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "in the words of a single run"
+    assert many.err.splitlines()[-2] == single.err.splitlines()[-1], "the same line as a single run prints"
 
 
-def test_an_account_that_the_ledger_has_lost_is_not_shown(here: World, user: str) -> None:
-    lost = run(here, user)
-    here.lose_ledger()
-    many = run(here, user, f"{user}-new")
+@pytest.mark.slow
+def test_account_that_the_ledger_lost_is_not_printed(embedded_world: World, user: str) -> None:
+    lost = run(embedded_world, user)
+    embedded_world.lose_ledger()
+    many = run(embedded_world, user, f"{user}-new")
     assert (many.status, list(many.accounts)) == (98, [f"{user}-new"])
     [panic] = [line for line in many.err.splitlines() if line.startswith("PANIC")]
-    assert panic == here.run(user).err.splitlines()[-1]
+    assert panic == embedded_world.run(user).err.splitlines()[-1]
     assert lost.accounts[user] in panic
 
 
@@ -183,8 +180,8 @@ INVALID = {
 }
 
 
-def test_an_invalid_line_is_named_by_number_and_skipped(here: World, user: str) -> None:
-    many = run(here, user, *INVALID.values(), f"{user}-last")
+def test_invalid_line_is_named_by_its_number_and_skipped(embedded_world: World, user: str) -> None:
+    many = run(embedded_world, user, *INVALID.values(), f"{user}-last")
     assert (many.status, list(many.accounts)) == (2, [user, f"{user}-last"])
     assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": len(INVALID)}
     said = [line for line in many.err.splitlines() if line.startswith("line ")]
@@ -193,34 +190,35 @@ def test_an_invalid_line_is_named_by_number_and_skipped(here: World, user: str) 
         assert words in line or "characters" in line
 
 
-def test_what_other_systems_put_around_a_uuid_is_no_part_of_it(here: World, user: str) -> None:
-    """A byte order mark, CRLF, and a last line without an end."""
-    many = run(here, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
+@pytest.mark.slow
+def test_byte_order_mark_and_line_ends_are_not_part_of_a_uuid(embedded_world: World, user: str) -> None:
+    """The list has a byte order mark, CRLF, or a last line without a line end."""
+    many = run(embedded_world, b"\xef\xbb\xbf" + user.encode(), f"{user}-2", end=b"\r\n")
     assert (many.status, list(many.accounts)) == (0, [user, f"{user}-2"])
-    with backfill(here) as process:
-        last = done(process, *process.communicate(f"{user}\n{user}-2".encode(), timeout=60))
+    with backfill(embedded_world) as process:
+        last = done(process, *process.communicate(f"{user}\n{user}-2".encode(), timeout=HANG_S))
     assert last.shown == many.shown
 
 
-def test_a_uuid_is_data(here: World) -> None:
+def test_unusual_uuid_is_data(embedded_world: World) -> None:
     uuids = ["'; DROP TABLE accounts; --", "🐯", "-x", "x y", "%s", "x" * 256]
-    many = run(here, *uuids)
+    many = run(embedded_world, *uuids)
     assert (many.status, list(many.accounts)) == (0, uuids)
-    assert_exist(here, many.accounts)
+    assert_accounts_exist(embedded_world, many.accounts)
 
 
-def test_a_uuid_that_comes_twice_has_one_account(world: World, user: str) -> None:
-    uuids = names(user, 100)
+def test_uuid_that_occurs_twice_has_one_account(world: World, user: str) -> None:
+    uuids = numbered(user, 100)
     many = run(world, user, user, *uuids, user)
     assert many.status == 0
     assert [line.split("\t")[0] for line in many.shown] == [user, user, *uuids, user]
     assert len({line for line in many.shown if line.startswith(f"{user}\t")}) == 1
     assert many.counts() == {"created": 101, "existing": 2, "halted": 0, "invalid": 0}
-    assert_exist(world, many.accounts)
+    assert_accounts_exist(world, many.accounts)
 
 
-def test_each_is_shown_as_it_comes(world: World, user: str) -> None:
-    """Not only when the list ends: it may come from a program that asks for one after the other."""
+def test_each_account_is_printed_before_the_next_line_is_read(world: World, user: str) -> None:
+    """A program may write one line at a time and wait for each account."""
     with backfill(world) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -229,14 +227,14 @@ def test_each_is_shown_as_it_comes(world: World, user: str) -> None:
             process.stdin.flush()
             assert process.stdout.readline().startswith(f"{user}-{number}\t".encode())
         process.stdin.close()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=HANG_S) == 0
 
 
-def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) -> None:
+def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> None:
     account = tb.Account(id=tb.id(), ledger=1, code=1, user_data_128=secrets.randbits(127))
     asked = [
         account,
-        replace(account, id=2**128),  # which cannot even be sent
+        replace(account, id=2**128),  # cannot be encoded
         replace(account, user_data_64=1),
         replace(account, id=tb.id(), ledger=0),
         account,
@@ -259,41 +257,44 @@ def test_accounts_that_share_a_request_have_each_their_own_answer(world: World) 
 
 
 @pytest.mark.parametrize("in_flight", ["1", "3"])
-def test_fewer_in_flight(here: World, in_flight: str) -> None:
-    with backfill(here, "--in-flight", in_flight) as process:
-        few = done(process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=60))
+@pytest.mark.slow
+def test_all_accounts_are_created_with_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
+    with backfill(embedded_world, "--in-flight", in_flight) as process:
+        few = done(
+            process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=HANG_S)
+        )
     assert (few.status, list(few.accounts)) == (0, [str(number) for number in range(10)])
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(here: World) -> None:
-    file = here.directory / "uuids"
+def test_reader_that_closes_stdout_causes_no_error(embedded_world: World) -> None:
+    file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{number}\n" for number in range(5_000)))
-    with backfill(here, str(file)) as process:
+    with backfill(embedded_world, str(file)) as process:
         head = subprocess.run(["head", "-2"], stdin=process.stdout, capture_output=True, check=True)
         assert process.stdout is not None
         process.stdout.close()
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=HANG_S)
     assert len(head.stdout.splitlines()) == 2
     some = done(process, b"", err)
-    assert (some.status, len(some.err.splitlines())) == (0, 2), "what is embedded, and the summary"
+    assert (some.status, len(some.err.splitlines())) == (0, 2), "not only the embedded notice and the summary"
     assert some.counts()["created"] < 5_000
 
 
-def test_stdout_that_is_full(here: World) -> None:
-    with Path("/dev/full").open("wb") as full, backfill(here, stdout=full) as process:
-        _, err = process.communicate(b"1\n2\n", timeout=10)
+def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -> None:
+    with Path("/dev/full").open("wb") as full, backfill(embedded_world, stdout=full) as process:
+        _, err = process.communicate(b"1\n2\n", timeout=HANG_S)
     assert process.returncode == 1
     assert "cannot write to stdout" in err.decode().splitlines()[-1]
-    assert list(run(here, "1", "2").accounts) == ["1", "2"]
+    assert list(run(embedded_world, "1", "2").accounts) == ["1", "2"]
 
 
-@pytest.mark.parametrize("waiting_for", ["a line", "its reader", "an account"])
-def test_ctrl_c(here: World, waiting_for: str) -> None:
+@pytest.mark.parametrize("waiting_for", quick_only(["an account"], ["a line", "its reader", "an account"]))
+def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) -> None:
     uuids = [f"{number:0200}" for number in range(3_000)]
-    file = here.directory / "uuids"
+    file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
     arguments = [] if waiting_for == "a line" else [str(file)]
-    with backfill(here, *arguments) as process:
+    with backfill(embedded_world, *arguments) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         if waiting_for == "a line":
@@ -301,91 +302,91 @@ def test_ctrl_c(here: World, waiting_for: str) -> None:
             process.stdin.flush()
         process.stdout.readline()
         if waiting_for == "its reader":
-            wait_until(lambda: pipe_is_full(here))
-        interrupted = time.monotonic()
+            wait_until(lambda: is_full(process.stdout))
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
-        assert time.monotonic() - interrupted < 1
+        _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
+    assert len(embedded_world.sql("SELECT uuid FROM accounts")) < len(uuids)
     assert b"Traceback" not in err
-    again = run(here, *uuids[:300])
+    again = run(embedded_world, *uuids[:300])
     assert (again.status, len(again.accounts)) == (0, 300)
-    assert_exist(here, again.accounts)
+    assert_accounts_exist(embedded_world, again.accounts)
 
 
-def pipe_is_full(world: World) -> bool:
-    """64 KiB are a bit over 270 lines; what is in flight is done, and waits."""
-    before = len(world.sql("SELECT uuid FROM accounts"))
-    time.sleep(0.2)
-    return 270 < before == len(world.sql("SELECT uuid FROM accounts"))
+def is_full(pipe: IO[bytes] | None) -> bool:
+    """Return whether the writer must wait. Lines do not fill the pages of a pipe to the last byte."""
+    assert pipe is not None
+    unread = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    return bool(unread > fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) * 7 / 8)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--in-flight", "0"], "from 1 to 64"),
+        pytest.param(["--in-flight", "0"], "from 1 to 64", marks=pytest.mark.slow),
         (["--in-flight", "65"], "from 1 to 64"),
-        (["--in-flight", "x"], "from 1 to 64"),
-        (["a", "b"], "unrecognized"),
+        pytest.param(["--in-flight", "x"], "from 1 to 64", marks=pytest.mark.slow),
+        pytest.param(["a", "b"], "unrecognized", marks=pytest.mark.slow),
     ],
-    ids=" ".join,
+    ids=["0 in flight", "65 in flight", "x in flight", "two files"],
 )
-def test_usage_is_2(here: World, arguments: list[str], words: str) -> None:
-    with backfill(here, *arguments) as process:
-        wrong = done(process, *process.communicate(timeout=10))
+def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str], words: str) -> None:
+    with backfill(embedded_world, *arguments) as process:
+        wrong = done(process, *process.communicate(timeout=HANG_S))
     assert (wrong.status, wrong.shown) == (2, [])
     assert words in wrong.err
 
 
 @pytest.mark.parametrize("file", ["missing", "."])
-def test_a_list_that_cannot_be_read(here: World, file: str) -> None:
-    with backfill(here, file) as process:
-        unread = done(process, *process.communicate(timeout=10))
+def test_list_that_cannot_be_read_is_named(embedded_world: World, file: str) -> None:
+    with backfill(embedded_world, file) as process:
+        unread = done(process, *process.communicate(timeout=HANG_S))
     assert (unread.status, unread.shown) == (1, [])
     assert f"'{file}'" in unread.err.splitlines()[-1]
 
 
-def test_an_outage_ends_it_in_one_line_and_a_rerun_goes_on(here: World, user: str) -> None:
+@pytest.mark.slow
+def test_outage_ends_backfill_with_one_line_and_a_rerun_resumes(embedded_world: World, user: str) -> None:
     """SQLite stays locked for longer than a run waits."""
-    run(here, user)
-    with backfill(here) as process:
+    run(embedded_world, user)
+    with backfill(embedded_world, PATIENCE="1") as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"1\n")
         process.stdin.flush()
         process.stdout.readline()
-        with locked(here.data / "accounts.db"):
-            rest = done(process, *process.communicate(b"2\n3\n", timeout=20))
+        with locked(embedded_world.data / "accounts.db"):
+            rest = done(process, *process.communicate(b"2\n3\n", timeout=HANG_S))
     assert (rest.status, rest.shown) == (1, [])
     assert "accounts.db is locked by another process" in rest.err.splitlines()[-1]
-    assert list(run(here, "1", "2", "3").accounts) == ["1", "2", "3"]
+    assert list(run(embedded_world, "1", "2", "3").accounts) == ["1", "2", "3"]
 
 
-def test_a_server_that_fails_for_a_while_is_waited_for(world: World, user: str) -> None:
-    """Its database is locked, and it answers with its own failure: no account is given up."""
+def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str) -> None:
+    """The server's database is locked, so it answers with status 500. No account is given up."""
     if not isinstance(world, ServerWorld):
-        pytest.skip("only a Resonate server answers so")
-    uuids = names(user, 100)
+        pytest.skip("this world has no Resonate server")
+    uuids = numbered(user, 100)
     log = world.promises / "resonate.log"
-    with backfill(world, PATIENCE="30") as process:
+    with backfill(world) as process:
         with locked(world.promises / "resonate.db"):
             assert process.stdin is not None
             process.stdin.write("".join(f"{uuid}\n" for uuid in uuids).encode())
             process.stdin.flush()
             wait_until(lambda: b"failed with internal error" in log.read_bytes())
-        many = done(process, *process.communicate(timeout=60))
+        many = done(process, *process.communicate(timeout=HANG_S))
     assert (many.status, list(many.accounts)) == (0, uuids)
-    assert_exist(world, many.accounts)
+    assert_accounts_exist(world, many.accounts)
 
 
-def test_a_progress_bar_where_stderr_is_a_terminal(here: World) -> None:
-    file = here.directory / "uuids"
+def test_progress_bar_is_drawn_if_stderr_is_a_terminal(embedded_world: World) -> None:
+    file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{number}\n" for number in range(20)))
     terminal, stderr = pty.openpty()
     termios.tcsetwinsize(stderr, (24, 80))
-    with backfill(here, str(file), stderr=stderr) as process:
+    with backfill(embedded_world, str(file), stderr=stderr) as process:
         os.close(stderr)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=HANG_S)
     drawn = os.read(terminal, 65_536).decode()
     os.close(terminal)
     assert len(out.splitlines()) == 20
@@ -394,7 +395,7 @@ def test_a_progress_bar_where_stderr_is_a_terminal(here: World) -> None:
 
 
 def peak(world: World, lines: int) -> int:
-    """Return the bytes of memory that it takes at most."""
+    """Run backfill and return its peak memory in bytes."""
     file = world.directory / "uuids"
     with file.open("w") as uuids:
         for number in range(lines):
@@ -409,7 +410,8 @@ def peak(world: World, lines: int) -> int:
     return usage.ru_maxrss * 1024
 
 
-def test_memory_does_not_grow_with_the_list(here: World) -> None:
-    few, many = peak(here, LINES // 10), peak(here, LINES)
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length_of_the_list(embedded_world: World) -> None:
+    few, many = peak(embedded_world, LINES // 10), peak(embedded_world, LINES)
     assert many - few < 10 * 2**20
     assert many < 200 * 2**20

@@ -1,0 +1,241 @@
+"""A Resonate server that is unavailable, and several processes that share one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import aiohttp
+import pytest
+from resonate.connections import SSEConnection
+
+from clients import resonate_server
+from clients.resonate_server import Messages
+
+from ..conftest import (
+    HANG_S,
+    ROOT,
+    ServerWorld,
+    World,
+    free_port,
+    numbered,
+    wait_until,
+)
+from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
+
+
+def test_unavailable_resonate_server_is_named(embedded_world: World, tb_address: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert_unavailable(
+        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": url}), url, "start it"
+    )
+
+
+@pytest.fixture
+def web_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A web server that is not a Resonate server: it sends the same response to every request."""
+    status, body = request.param
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "web_server", [(200, b"<html>"), (404, b""), (200, b"{}")], ids=["HTML", "404", "JSON"], indirect=True
+)
+def test_resonate_url_of_another_kind_of_server_is_named(
+    embedded_world: World, tb_address: str, web_server: str
+) -> None:
+    assert_unavailable(
+        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": web_server}), web_server
+    )
+
+
+@pytest.mark.parametrize(
+    "point", ["before create 1", "before effect 3", "after effect 3", "before settle the promise"]
+)
+def test_run_completes_after_the_resonate_server_restarts(
+    server_world: ServerWorld, user: str, point: str
+) -> None:
+    with server_world.held(user, point) as process:
+        server_world.resonate.kill()
+        server_world.resonate.wait()
+        server_world.restart_resonate()
+    run = server_world.finish(process)
+    assert run.status == 0, run.err
+    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
+    server_world: ServerWorld, user: str
+) -> None:
+    with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
+        server_world.resonate.kill()
+        server_world.resonate.wait()
+    assert_gave_up(server_world.finish(process), "Resonate server")
+    server_world.restart_resonate()
+    assert_resumes(server_world, user, ["3"])
+
+
+def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
+    server_world: ServerWorld, user: str
+) -> None:
+    """The server cannot write its database. It still answers the reads of a second process."""
+    with contextlib.ExitStack() as stack:
+        with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
+            second = stack.enter_context(watching(server_world, user))
+            stack.enter_context(unwritable(server_world.promises / "resonate.db"))
+        assert_gave_up(server_world.finish(process), "keeps returning status 500")
+        assert second.poll() is None
+        second.kill()
+        second.wait()
+    assert_resumes(server_world, user, ["3"])
+
+
+@contextlib.contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """Promises can be read but not changed, as on a full disk."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TRIGGER full BEFORE UPDATE ON promises BEGIN SELECT RAISE(ABORT, 'full'); END")
+        yield
+        db.execute("DROP TRIGGER full")
+
+
+@contextlib.contextmanager
+def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a second process with the same uuid, which polls for the task."""
+    with (world.directory / "second").open("w+b") as err:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "create_account.py", user],
+            env=world.environ(),
+            cwd=world.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
+        try:
+            wait_until(lambda: b"another process holds this account" in Path(err.name).read_bytes())
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_run_completes_after_the_resonate_server_was_paused_for_longer_than_a_lease(
+    server_world: ServerWorld, user: str
+) -> None:
+    with server_world.held(user, "before effect 3", LEASE="1") as process:
+        server_world.resonate.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    server_world.resonate.send_signal(signal.SIGCONT)
+    run = server_world.finish(process)
+    assert run.status == 0, run.err
+    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_result_arrives_although_the_server_does_not_push_it_and_the_run_does_not_ask(
+    server_world: ServerWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESONATE_MESSAGES__POLL_INTERVAL", str(10 * HANG_S * 1000))
+    server_world.start_resonate()
+    assert server_world.run(user, REFRESH=str(10 * HANG_S)).status == 0
+
+
+@pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
+def test_process_that_is_paused_for_longer_than_its_lease_prints_the_same_account(
+    server_world: ServerWorld, user: str, point: str
+) -> None:
+    """Another process takes over. The server then rejects the requests of the paused process."""
+    with server_world.held(user, point, LEASE="1") as paused:
+        paused.send_signal(signal.SIGSTOP)
+        other = server_world.run(user)
+        assert other.status == 0, other.err
+        paused.send_signal(signal.SIGCONT)
+    run = server_world.finish(paused)
+    assert (run.status, run.out) == (0, other.out), run.err
+    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
+
+
+def test_two_concurrent_processes_with_one_uuid_print_the_same_account(
+    server_world: ServerWorld, user: str
+) -> None:
+    processes = [server_world.start(user) for _ in range(2)]
+    runs = [server_world.finish(process) for process in processes]
+    assert [run.status for run in runs] == [0, 0]
+    assert runs[0].out == runs[1].out
+    assert server_world.rows(user) == server_world.accounts(user) == [runs[0].guid]
+
+
+def test_twenty_concurrent_processes_create_twenty_accounts(server_world: ServerWorld, user: str) -> None:
+    uuids = numbered(user, 20)
+    processes = [server_world.start(uuid) for uuid in uuids]
+    runs = [server_world.finish(process) for process in processes]
+    assert [run.status for run in runs] == [0] * 20
+    assert server_world.all_accounts(uuids) == {
+        uuid: [run.guid] for uuid, run in zip(uuids, runs, strict=True)
+    }
+
+
+def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_not(
+    server_world: ServerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's listener stops at aiohttp's limit of five minutes. Here the limit is half a second."""
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    monkeypatch.setattr(resonate_server, "SILENCE_TIMEOUT_S", 0.5)
+    url = server_world.env["RESONATE_URL"]
+
+    async def hears(listener: SSEConnection, group: str, timeout_s: float) -> bool:
+        heard = asyncio.Event()
+        listener.recv(lambda _: heard.set())
+        await listener.start()
+        try:
+            await asyncio.sleep(2)  # several times the limit
+            await asyncio.to_thread(create_promise, url, group)
+            await asyncio.wait_for(heard.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await listener.stop()
+            await listener.stop()  # a first call that failed has closed nothing
+        return True
+
+    assert not asyncio.run(hears(SSEConnection(url=url, pid="1", group="sdk"), "sdk", 5))
+    assert asyncio.run(hears(Messages(url, None, "1", "ours"), "ours", HANG_S))
+
+
+def create_promise(url: str, group: str) -> None:
+    """Create a promise that is delivered to the group."""
+    tags = {
+        "resonate:target": f"poll://any@{group}",
+        "resonate:origin": group,
+        "resonate:branch": group,
+        "resonate:parent": group,
+    }
+    data = {"id": group, "timeoutAt": 2**52, "param": {}, "tags": tags}
+    head = {"corrId": "1", "version": "2026-04-01"}
+    body = json.dumps({"kind": "promise.create", "head": head, "data": data}).encode()
+    with urllib.request.urlopen(url, body) as response:  # noqa: S310
+        assert json.load(response)["head"]["status"] in (200, 201)

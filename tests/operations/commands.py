@@ -1,0 +1,158 @@
+"""Run the operators' commands, and change the stores beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tigerbeetle as tb
+
+from clients.account import owner_of
+from clients.console import HALTED, Halted
+from clients.settings import Settings
+from create_account import DEADLINE, connect, create_account
+from operations import adopt, audit, check
+
+from ..conftest import (
+    HANG_S,
+    ROOT,
+    World,
+)
+
+EXISTS, STAGED, UNREFERENCED, ABSENT, CONFLICT = 0, 3, 4, 5, 98
+REFUSED = DISAGREE = 98
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+def script(world: World, command: str, *arguments: str, env: dict[str, str] | None = None) -> Done:
+    """Run an operator's command as docs/operations.md shows it, in the checkout."""
+    environ = world.environ() | (env or {})
+    del environ["PYTHONPATH"]
+    done = subprocess.run(
+        [sys.executable, "-m", "operations", command, *arguments],
+        env=environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def operate(world: World, command: str, *uuid: str, **options: bool) -> Done:
+    """Run an operator's command in this process, because the start of Python takes longer than the command."""
+    out, err = io.StringIO(), io.StringIO()
+    run: Any = {"check": check.run, "audit": audit.run, "adopt": adopt.run}[command]
+    if command == "adopt":
+        options = {"again": False} | options
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = asyncio.run(run(*uuid, settings=Settings.read(world.env), **options))
+        except Halted as halted:
+            status = HALTED
+            print(halted, file=sys.stderr)
+    return Done([], status, out.getvalue(), err.getvalue())
+
+
+def assert_verdict(world: World, uuid: str, status: int, verdict: str, *reasons: str) -> None:
+    done = operate(world, "check", uuid)
+    line = done.stdout.splitlines()[-1]
+    assert (done.returncode, line.partition(":")[0]) == (status, verdict)
+    for reason in reasons:
+        assert reason in line
+
+
+def assert_adopted(world: World, uuid: str, guid: str = "", *, again: bool = False) -> str:
+    """Run adopt, and check that exactly one account exists. Returns its guid."""
+    done = operate(world, "adopt", uuid, again=again)
+    assert done.returncode == 0, done.stderr
+    [adopted] = world.accounts(uuid)
+    assert world.rows(uuid) == [adopted]
+    assert done.stdout == f"UUID: {uuid}\nGUID: {adopted}\n"
+    assert adopted == (guid or adopted)
+    return adopted
+
+
+def assert_refused(world: World, uuid: str, *words: str, again: bool = False) -> None:
+    """Run adopt, and check that it prints one line with the reason and writes nothing."""
+    rows, accounts = world.rows(uuid), world.accounts(uuid)
+    done = operate(world, "adopt", uuid, again=again)
+    assert (done.returncode, done.stdout) == (REFUSED, "")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("refused, nothing changed: ")
+    for word in words:
+        assert word in line
+    assert (world.rows(uuid), world.accounts(uuid)) == (rows, accounts)
+
+
+def assert_halted(world: World, uuid: str, panic: str, guid: str = "") -> None:
+    run = world.run(uuid, guid=guid)
+    assert run.status == 98
+    assert f"PANIC: {panic} for uuid" in run.err
+
+
+def commit(world: World, uuid: str, guid: str, **other: Any) -> None:
+    """Create an account in TigerBeetle through another client."""
+    world.data.mkdir(mode=0o700, exist_ok=True)
+    fields: dict[str, Any] = {
+        "id": int(guid),
+        "ledger": 1,
+        "code": 1,
+        "user_data_128": owner_of(uuid),
+    } | other
+    [result] = world.ledger(lambda client: client.create_accounts([tb.Account(**fields)]))
+    assert result.status == tb.CreateAccountStatus.CREATED
+
+
+def stage(world: World, uuid: str, guid: str) -> None:
+    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", uuid, guid)
+
+
+def unstage(world: World, uuid: str) -> None:
+    world.sql("DELETE FROM accounts WHERE uuid = ?", uuid)
+
+
+def findings(world: World, run: Callable[..., Done] = operate) -> tuple[int, list[str], str]:
+    done = run(world, "audit")
+    *lines, count = done.stdout.splitlines()
+    return done.returncode, lines, count
+
+
+def halt(world: World, user: str) -> None:
+    """Make the uuid's promise rejected, without a row and without an account."""
+    stage(world, user, str(tb.id()))
+    assert_halted(world, user, "SQLite exists_diff")
+    unstage(world, user)
+
+
+async def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) -> list[str]:
+    """Create accounts, eight at a time, until `meanwhile` returns. Returns their uuids."""
+    uuids: list[str] = []
+    begun, enough = asyncio.Event(), asyncio.Event()
+
+    async def create(run: Callable[..., Any]) -> None:
+        while not enough.is_set():
+            uuids.append(uuid := f"{user}-{len(uuids)}")
+            await run(f"create-account-{uuid}", create_account, uuid).result()
+            begun.set()
+
+    async with connect(Settings.read(world.env)) as (resonate, _):
+        run = resonate.options(timeout=DEADLINE).run
+        async with asyncio.TaskGroup() as creating:
+            for _ in range(8):
+                creating.create_task(create(run))
+            await begun.wait()
+            try:
+                await asyncio.to_thread(meanwhile, uuids)
+            finally:
+                enough.set()
+    return uuids

@@ -1,0 +1,269 @@
+"""`adopt` after each panic, as docs/operations.md describes it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import tigerbeetle as tb
+
+from ..conftest import (
+    HANG_S,
+    World,
+    quick_only,
+)
+from .commands import (
+    ABSENT,
+    CONFLICT,
+    EXISTS,
+    STAGED,
+    UNREFERENCED,
+    assert_adopted,
+    assert_halted,
+    assert_refused,
+    assert_verdict,
+    commit,
+    halt,
+    operate,
+    script,
+    stage,
+    unstage,
+)
+
+
+def test_sqlite_exists_diff_and_tigerbeetle_holds_it(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_promises()
+    assert_halted(world, user, "SQLite exists_diff")
+    assert_verdict(world, user, EXISTS, "exists")
+    assert_adopted(world, user, guid)
+
+
+def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user: str) -> None:
+    world.run(user, crash="after record 2")
+    [guid] = world.rows(user)
+    world.lose_promises()
+    assert_halted(world, user, "SQLite exists_diff")
+    assert_verdict(world, user, STAGED, "staged")
+    assert_adopted(world, user, guid)
+
+
+def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(
+    world: World, user: str, guid: str
+) -> None:
+    stage(world, "another", guid)
+    assert_halted(world, user, "SQLite exists_diff", guid)
+    assert_verdict(world, user, ABSENT, "absent")
+    assert_refused(world, user, "nothing is staged", "--again")
+    assert assert_adopted(world, user, again=True) != guid
+
+
+def test_tigerbeetle_exists_diff(world: World, user: str, guid: str) -> None:
+    """The operator removes the row, because only the operator knows whose account it is."""
+    commit(world, f"{user}-other", guid)
+    stage(world, user, guid)
+    assert_halted(world, user, "TigerBeetle exists_diff", guid)
+    assert_verdict(world, user, CONFLICT, "conflict", "has user_data_128")
+    for again in (False, True):
+        assert_refused(world, user, "has user_data_128", again=again)
+    unstage(world, user)
+    assert assert_adopted(world, user, again=True) != guid
+    assert world.accounts(f"{user}-other") == [guid]
+
+
+def test_ordering_violated_and_tigerbeetle_holds_it(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_sqlite()
+    world.lose_promises()
+    assert_halted(world, user, "ordering violated")
+    assert_verdict(world, user, UNREFERENCED, "unreferenced")
+    assert_adopted(world, user, guid)
+
+
+@pytest.mark.slow
+def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, user: str) -> None:
+    world.run(user, crash="after effect 3")
+    [guid] = world.rows(user)
+    unstage(world, user)
+    assert_halted(world, user, "ordering violated")
+    assert_verdict(world, user, UNREFERENCED, "unreferenced")
+    assert_adopted(world, user, guid)
+
+
+@pytest.mark.slow
+def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
+    world.run(user, crash="after record 2")
+    unstage(world, user)
+    assert_halted(world, user, "ordering violated")
+    assert_verdict(world, user, ABSENT, "absent")
+    assert_adopted(world, user, again=True)
+
+
+@pytest.mark.slow
+def test_adopt_prints_the_same_each_time_and_create_account_stays_halted(world: World, user: str) -> None:
+    """The first promise stays rejected. An application reads the stores instead, as `check` does."""
+    world.run(user, crash="after record 2")
+    [guid] = world.rows(user)
+    world.lose_promises()
+    before = world.run(user)
+    first, again = (script(world, "adopt", user) for _ in range(2))
+    assert first.stdout == again.stdout == f"UUID: {user}\nGUID: {guid}\n"
+    after = world.run(user)
+    assert (after.status, after.err.splitlines()[-1]) == (98, before.err.splitlines()[-1])
+    assert_verdict(world, user, EXISTS, "exists")
+
+
+def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user: str) -> None:
+    """First the run is dead, then it is alive."""
+    world.run(user, crash="after record 2")
+    for again in (False, True):
+        assert_refused(world, user, f"create-account-{user} is pending", "create_account.py", again=again)
+    with world.held(user, "before effect 3") as process:
+        assert_refused(world, user, f"create-account-{user} is pending")
+    assert world.finish(process).status == 0
+
+
+def test_adopt_is_refused_if_the_uuid_was_never_requested(world: World, user: str, guid: str) -> None:
+    world.run(f"{user}-2")
+    for again in (False, True):
+        assert_refused(world, user, f"create-account-{user} not found", again=again)
+    stage(world, user, guid)
+    assert_refused(world, user, f"create-account-{user} not found")
+
+
+def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, user: str, guid: str) -> None:
+    halt(world, user)
+    held = str(tb.id())
+    commit(world, user, held)
+    stage(world, user, guid)
+    for again in (False, True):
+        assert_refused(world, user, f"TigerBeetle holds account {held}", again=again)
+
+    # Only the operator knows which guid is right. Here it is the guid of the existing account.
+    unstage(world, user)
+    assert_adopted(world, user, held)
+
+
+def test_again_is_refused_if_a_guid_is_staged(world: World, user: str, guid: str) -> None:
+    halt(world, user)
+    stage(world, user, guid)
+    assert_refused(world, user, f"guid {guid} is staged", again=True)
+    assert_adopted(world, user, guid)
+    assert_adopted(world, user, guid, again=True)  # nothing to do
+
+
+def test_adopt_is_refused_where_several_accounts_are_held(world: World, user: str) -> None:
+    halt(world, user)
+    for _ in range(2):
+        commit(world, user, str(tb.id()))
+    for again in (False, True):
+        assert_refused(world, user, "TigerBeetle holds account", again=again)
+
+
+def test_adopt_is_refused_where_the_guid_is_staged_for_another_uuid(
+    world: World, user: str, guid: str
+) -> None:
+    halt(world, user)
+    commit(world, user, guid)
+    stage(world, "another", guid)
+    assert_refused(world, user, "for uuid 'another'")
+
+
+def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> None:
+    """An operator cancels a promise that no program can resume."""
+    if "RESONATE_URL" not in world.env:
+        pytest.skip("the embedded promises have no command to cancel one")
+    world.run(user, crash="after record 2")
+    [guid] = world.rows(user)
+    cancel = ["resonate", "promises", "-S", world.env["RESONATE_URL"], "cancel", f"create-account-{user}"]
+    subprocess.run(cancel, check=True, capture_output=True)
+    done = script(world, "adopt", user)
+    assert (done.returncode, done.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
+
+
+@pytest.mark.parametrize(
+    "point",
+    quick_only(
+        ["after effect"],
+        ["after create the promise", "after create 1", "after effect", "after record 1", "before print"],
+    ),
+)
+@pytest.mark.parametrize("committed", quick_only([False], [True, False]), ids=["committed", "staged"])
+def test_adopt_resumes_its_attempt_after_a_crash(
+    world: World,
+    user: str,
+    guid: str,
+    point: str,
+    committed: bool,  # noqa: FBT001
+) -> None:
+    """The next adopt resumes the attempt and starts no other one."""
+    halt(world, user)
+    if committed:
+        commit(world, user, guid)
+    else:
+        stage(world, user, guid)
+    crash(world, user, point.replace("effect", "effect 2" if committed else "effect 3"))
+    assert_adopted(world, user, guid)
+    _, attempt, *others = [
+        line for line in operate(world, "check", user).stdout.splitlines() if "promise" in line
+    ]
+    assert (attempt, others) == (f"promise attempt-2-create-account-{user}: resolved, account {guid}", [])
+
+
+@pytest.mark.parametrize("point", ["after record 2", "after effect 3"])
+@pytest.mark.slow
+def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, point: str) -> None:
+    halt(world, user)
+    crash(world, user, point, "--again")
+    rows = world.rows(user)
+    guid = assert_adopted(world, user)  # a pending attempt is resumed with or without --again
+    assert rows in ([], [guid])
+
+
+def crash(world: World, user: str, point: str, *options: str) -> None:
+    """Run `adopt` with the crash points of `child.py`, and kill it at the point."""
+    program = (
+        "from tests.child import watch; watch(); "
+        "from clients import console; console.main('operations.commands')"
+    )
+    watched = {"WITNESS": str(world.witness), "CRASH": point, "LEASE": "2"}
+    environ = world.environ() | watched
+    done = subprocess.run(
+        [sys.executable, "-c", program, "adopt", *options, user],
+        env=environ,
+        cwd=world.directory,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done
+
+
+@pytest.mark.slow
+def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str, guid: str) -> None:
+    """The panic of an attempt is final, as that of the first promise. The next attempt has its own promise."""
+    halt(world, user)
+    stage(world, user, guid)
+    crash(world, user, "before effect 3")
+    unstage(world, user)
+    done = operate(world, "adopt", user)
+    assert done.returncode == 98
+    assert "PANIC: ordering violated" in done.stderr
+    assert_refused(world, user, "nothing is staged")
+    assert_adopted(world, user, again=True)
+    promises = [line.split(": ") for line in operate(world, "check", user).stdout.splitlines()[:3]]
+    assert [name for name, *_ in promises] == [
+        f"promise create-account-{user}",
+        f"promise attempt-2-create-account-{user}",
+        f"promise attempt-3-create-account-{user}",
+    ]
+
+
+@pytest.mark.slow
+def test_longest_uuid_with_special_characters_is_adopted(world: World, user: str) -> None:
+    uuid = f"-'; $(x) 🐯{user}".ljust(256, "🐯")
+    halt(world, uuid)
+    assert_adopted(world, uuid, again=True)

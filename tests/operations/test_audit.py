@@ -1,0 +1,115 @@
+"""`audit`: do the two stores agree?"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import tigerbeetle as tb
+
+from clients.account import owner_of
+
+from ..conftest import (
+    World,
+)
+from .commands import DISAGREE, commit, findings, load, script, stage
+
+
+def test_audit_reads_all_pages_and_reports_each_missing_row(world_with_own_ledger: World, user: str) -> None:
+    """Accounts and rows fill more than one page."""
+    guids = [str(tb.id()) for _ in range(1200)]
+    world_with_own_ledger.run(user)
+    for start in range(0, len(guids), 200):
+        accounts = [
+            tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner_of(f"{user}-{guid}"))
+            for guid in guids[start : start + 200]
+        ]
+        world_with_own_ledger.ledger(lambda client, accounts=accounts: client.create_accounts(accounts))  # type: ignore[misc]
+    values = ", ".join(f"('{user}-{guid}', '{guid}')" for guid in guids)
+    world_with_own_ledger.sql(f"INSERT INTO accounts (uuid, guid) VALUES {values}")  # noqa: S608
+    assert findings(world_with_own_ledger) == (0, [], "clean; 1201 accounts, 1201 rows, 0 in progress")
+
+    # Each missing row is reported, on whichever page it is.
+    world_with_own_ledger.sql("DELETE FROM accounts WHERE rowid % 2")
+    status, lines, _ = findings(world_with_own_ledger)
+    rows = {guid for (guid,) in world_with_own_ledger.sql("SELECT guid FROM accounts")}
+    missing = [guid for guid in [*world_with_own_ledger.accounts(user), *guids] if guid not in rows]
+    assert status == DISAGREE
+    assert lines == [
+        f"unreferenced: TigerBeetle holds account {guid}, but SQLite has no row for it" for guid in missing
+    ]
+
+
+def test_audit_reports_each_disagreement_once(world_with_own_ledger: World, user: str) -> None:
+    world_with_own_ledger.run(f"{user}-fine")
+    unreferenced, other, foreign, second, crossed = (str(tb.id()) for _ in range(5))
+    commit(world_with_own_ledger, f"{user}-unreferenced", unreferenced)
+    stage(world_with_own_ledger, f"{user}-staged", str(tb.id()))
+    stage(world_with_own_ledger, f"{user}-halted", str(tb.id()))
+    world_with_own_ledger.run(f"{user}-halted")
+    commit(world_with_own_ledger, f"{user}-code", other, code=2)
+    stage(world_with_own_ledger, f"{user}-code", other)
+    commit(world_with_own_ledger, f"{user}-foreign", foreign, user_data_128=5)
+    stage(world_with_own_ledger, f"{user}-foreign", foreign)
+    world_with_own_ledger.run(f"{user}-twice")
+    commit(world_with_own_ledger, f"{user}-twice", second)
+    commit(world_with_own_ledger, f"{user}-crossed", crossed)
+    stage(world_with_own_ledger, "another:one\n\x1b[2J", crossed)
+    stage(world_with_own_ledger, f"{user}-text", "abc")
+    world_with_own_ledger.sql("INSERT INTO accounts (guid) VALUES ('5')")
+    status, lines, count = findings(world_with_own_ledger)
+    assert status == DISAGREE
+    kinds = [line.partition(":")[0] for line in lines]
+    assert kinds == [*["unreferenced"] * 2, *["staged"] * 2, *["conflict"] * 5]
+    for line, words in zip(
+        lines,
+        [
+            [unreferenced],
+            [second],
+            ["-staged'", "promise was not found"],
+            ["-halted'", "promise is rejected"],
+            ["-code'", "has code 2, not 1"],
+            ["-foreign'", "has user_data_128 5"],
+            ["'another:one\\n\\x1b[2J'", "has user_data_128"],
+            ["-text'", "'abc'"],
+            ["guid 5 for None, which is not a valid uuid"],
+        ],
+        strict=True,
+    ):
+        assert all(word in line for word in words), line
+    assert count == "2 unreferenced, 2 staged, 5 conflict; 6 accounts, 9 rows, 0 in progress"
+
+
+def test_audit_counts_accounts_in_progress_and_does_not_report_them(
+    world_with_own_ledger: World, user: str
+) -> None:
+    world_with_own_ledger.run(user, crash="after record 2")
+    assert findings(world_with_own_ledger) == (0, [], "clean; 0 accounts, 1 rows, 1 in progress")
+    world_with_own_ledger.run(user)
+    assert findings(world_with_own_ledger) == (0, [], "clean; 1 accounts, 1 rows, 0 in progress")
+
+
+@pytest.mark.slow
+def test_audit_reports_a_resolved_promise_without_an_account(world: World, user: str) -> None:
+    guid = world.run(user).guid
+    world.lose_ledger()
+    world.run(f"{user}-2")
+    status, [line], _ = findings(world)
+    assert status == DISAGREE
+    assert line.startswith(f"conflict: uuid '{user}': ")
+    assert f"does not hold its account {guid}" in line
+
+
+@pytest.mark.slow
+def test_audit_reports_nothing_while_accounts_are_created(world_with_own_ledger: World, user: str) -> None:
+    def audit_it(uuids: list[str]) -> None:
+        for _ in range(3):
+            status, lines, count = findings(world_with_own_ledger, script)
+            assert (status, lines) == (0, []), count
+
+    created = len(asyncio.run(load(world_with_own_ledger, user, audit_it)))
+    assert findings(world_with_own_ledger) == (
+        0,
+        [],
+        f"clean; {created} accounts, {created} rows, 0 in progress",
+    )

@@ -1,0 +1,252 @@
+"""The loss and the restoration of a store, as docs/operations.md describes them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clients.settings import Settings
+from create_account import DEADLINE, connect, create_account
+
+from ..conftest import (
+    ROOT,
+    ServerWorld,
+    World,
+    answers,
+    free_port,
+    needs,
+    server,
+    wait_until,
+)
+from .commands import (
+    UNREFERENCED,
+    assert_adopted,
+    assert_halted,
+    assert_refused,
+    assert_verdict,
+    findings,
+    load,
+    stage,
+    unstage,
+)
+
+
+@dataclass
+class Files:
+    """Backups of a world's files. Servers are stopped while their files are copied."""
+
+    world: World
+    tigerbeetle: subprocess.Popen[bytes] | None = None
+
+    def back_up(self, store: str) -> None:
+        (self.world.directory / f"backup of {store}").mkdir()
+        with self._stopped(store):
+            for path in self._of(store):
+                shutil.copy(path, self.world.directory / f"backup of {store}")
+
+    def restore(self, store: str) -> None:
+        with self._stopped(store):
+            directory = self._of(store)[0].parent
+            for path in self._of(store):
+                path.unlink()
+            for path in (self.world.directory / f"backup of {store}").iterdir():
+                shutil.copy(path, directory)
+
+    def start_tigerbeetle(self) -> None:
+        file, address = self.world.directory / "own" / "0_0.tigerbeetle", self.world.env["TB_ADDRESS"]
+        command = ["tigerbeetle", "start", f"--addresses={address}", "--development", str(file)]
+        self.tigerbeetle = self.world.stack.enter_context(server(command, file.with_name("log")))
+        wait_until(lambda: answers(int(address.rpartition(":")[2])))
+
+    def _of(self, store: str) -> list[Path]:
+        if store == "promises" and isinstance(self.world, ServerWorld):
+            return list(self.world.promises.glob("resonate.db*"))
+        if store == "TigerBeetle" and self.tigerbeetle:
+            return list((self.world.directory / "own").glob("*.tigerbeetle"))
+        name = {"promises": "promises", "TigerBeetle": "ledger", "SQLite": "accounts"}[store]
+        return list(self.world.data.glob(f"{name}.db*"))
+
+    @contextlib.contextmanager
+    def _stopped(self, store: str) -> Iterator[None]:
+        if store == "promises" and isinstance(self.world, ServerWorld):
+            self.world.resonate.kill()
+            self.world.resonate.wait()
+            yield
+            self.world.restart_resonate()
+        elif store == "TigerBeetle" and self.tigerbeetle:
+            self.tigerbeetle.kill()
+            self.tigerbeetle.wait()
+            yield
+            self.start_tigerbeetle()
+        else:
+            yield
+
+
+@pytest.fixture
+def files(world: World) -> Files:
+    """The files of a world. If it has a real TigerBeetle, only this test uses that."""
+    files = Files(world)
+    if "TB_ADDRESS" in world.env:
+        needs("tigerbeetle")
+        world.env["TB_ADDRESS"] = f"127.0.0.1:{free_port()}"
+        (world.directory / "own").mkdir()
+        identity = ["--cluster=0", "--replica=0", "--replica-count=1", "--development"]
+        file = world.directory / "own" / "0_0.tigerbeetle"
+        subprocess.run(["tigerbeetle", "format", *identity, file], check=True, capture_output=True)
+        files.start_tigerbeetle()
+    return files
+
+
+@pytest.mark.slow
+def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) -> None:
+    """The missing rows are staged again, one by one. No account is created."""
+    before = world.run(f"{user}-before").guid
+    files = Files(world)
+    files.back_up("SQLite")
+    after = world.run(f"{user}-after").guid
+    world.run(f"{user}-during", crash="after effect 3")
+    [during] = world.rows(f"{user}-during")
+
+    files.restore("SQLite")
+    assert world.run(f"{user}-before").guid == before
+    assert world.run(f"{user}-after").guid == after  # the command asks TigerBeetle, not SQLite
+    assert_halted(world, f"{user}-during", "ordering violated")
+    for name, guid in (("after", after), ("during", during)):
+        assert_verdict(world, f"{user}-{name}", UNREFERENCED, "unreferenced")
+        assert_adopted(world, f"{user}-{name}", guid)
+
+
+@pytest.mark.slow
+def test_losing_the_promises(world: World, user: str) -> None:
+    """Accounts that had begun panic and are adopted. A new account is created."""
+    created = world.run(f"{user}-created").guid
+    world.run(f"{user}-staged", crash="after record 2")
+    [staged] = world.rows(f"{user}-staged")
+    world.lose_promises()
+    for name, guid in (("created", created), ("staged", staged)):
+        assert_halted(world, f"{user}-{name}", "SQLite exists_diff")
+        assert_adopted(world, f"{user}-{name}", guid)
+    assert world.run(f"{user}-new").status == 0
+
+
+def test_losing_tigerbeetle(world: World, user: str) -> None:
+    """The promise records the account. Only `--again` recreates it, with the same guid."""
+    guid = world.run(user).guid
+    world.lose_ledger()
+    world.run(f"{user}-2")
+    run = world.run(user)
+    assert (run.status, run.out) == (98, "")
+    assert_refused(world, user, f"does not hold its account {guid}", "restore TigerBeetle", "--again")
+    assert_adopted(world, user, guid, again=True)
+    assert world.run(user).guid == guid
+
+
+@pytest.mark.slow
+def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
+    """Only the promise has the guid. The operator stages it by hand."""
+    guid = world.run(user).guid
+    world.lose_ledger()
+    unstage(world, user)
+    world.run(f"{user}-2")
+    for again in (False, True):
+        assert_refused(world, user, f"does not hold its account {guid}", again=again)
+    stage(world, user, guid)
+    assert_adopted(world, user, guid, again=True)
+    assert world.run(user).guid == guid
+
+
+@pytest.mark.slow
+def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, user: str) -> None:
+    """The order is promises, TigerBeetle, SQLite. So no restored store refers to data that the next one lacks."""
+    world, stores = files.world, ("promises", "TigerBeetle", "SQLite")
+    guids: dict[str, str] = {}
+    for store in (*stores, "none"):
+        guids[f"{store} created"] = world.run(f"{user} {store} created").guid
+        world.run(f"{user} {store} staged", crash="after record 2")
+        [guids[f"{store} staged"]] = world.rows(f"{user} {store} staged")
+        if store != "none":
+            files.back_up(store)
+    for store in stores:
+        files.restore(store)
+
+    # No account without its row, and no promise without its account.
+    _, lines, count = findings(world)
+    assert {line.partition(":")[0] for line in lines} == {"staged"}
+    assert count == "3 staged; 2 accounts, 6 rows, 1 in progress"
+    for name, guid in guids.items():
+        uuid = f"{user} {name}"
+        match name.split():
+            case ["promises", _]:  # all three backups contain it
+                assert world.run(uuid).guid == guid
+            case ["none", _]:  # no backup contains it, so it is created again
+                assert world.run(uuid).status == 0
+            case _:
+                assert_halted(world, uuid, "SQLite exists_diff")
+                assert_adopted(world, uuid, guid)
+    assert findings(world) == (0, [], "clean; 8 accounts, 8 rows, 0 in progress")
+
+
+@pytest.mark.slow
+def test_backing_up_in_that_order_while_accounts_are_created(embedded_world: World, user: str) -> None:
+    names = ("promises.db", "ledger.db", "accounts.db")
+
+    def back_up(uuids: list[str]) -> None:
+        for name in names:
+            goal = len(uuids) + 30
+            wait_until(lambda goal=goal: len(uuids) > goal)  # type: ignore[misc]
+            with (
+                contextlib.closing(sqlite3.connect(embedded_world.data / name)) as live,
+                contextlib.closing(sqlite3.connect(embedded_world.directory / name)) as copy,
+            ):
+                live.backup(copy)
+
+    uuids = asyncio.run(load(embedded_world, user, back_up))
+    for name in names:
+        for path in embedded_world.data.glob(f"{name}*"):
+            path.unlink()
+        (embedded_world.directory / name).rename(embedded_world.data / name)
+
+    assert {line.partition(":")[0] for line in findings(embedded_world)[1]} <= {"staged"}
+    rows = dict(embedded_world.sql("SELECT uuid, guid FROM accounts"))
+    halted = asyncio.run(rerun(embedded_world, uuids))
+    for uuid in halted:
+        assert_adopted(embedded_world, uuid, rows[uuid])
+    number = len(uuids)
+    assert findings(embedded_world) == (0, [], f"clean; {number} accounts, {number} rows, 0 in progress")
+    assert dict(embedded_world.sql("SELECT uuid, guid FROM accounts")).items() >= rows.items()
+
+
+async def rerun(world: World, uuids: list[str]) -> list[str]:
+    """Run each uuid again. Returns those that are halted, because SQLite has their row."""
+    async with connect(Settings.read(world.env)) as (resonate, _):
+        run = resonate.options(timeout=DEADLINE).run
+        promises = [run(f"create-account-{uuid}", create_account, uuid).result() for uuid in uuids]
+        results = await asyncio.gather(*promises, return_exceptions=True)
+    panics = {
+        uuid: panic for uuid, panic in zip(uuids, results, strict=True) if isinstance(panic, BaseException)
+    }
+    assert {getattr(panic, "condition", panic) for panic in panics.values()} <= {"SQLite exists_diff"}
+    return list(panics)
+
+
+def test_the_page_names_every_recovery_and_only_existing_tests() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named <= names_of_tests(ROOT / "tests")
+    prefixes = ("test_sqlite_", "test_tigerbeetle_", "test_ordering_", "test_losing_", "test_restoring_")
+    assert {name for name in names_of_tests(Path(__file__).parent) if name.startswith(prefixes)} <= named
+
+
+def names_of_tests(directory: Path) -> set[str]:
+    """Return the names of the tests in the directory's files."""
+    sources = "".join(path.read_text() for path in directory.rglob("test_*.py"))
+    return set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
