@@ -47,7 +47,7 @@ from clients.account import account_of
 from clients.embedded_ledger import EmbeddedLedger
 from clients.opening import open_clients
 from clients.settings import Settings
-from clients.system_of_reference import SystemOfReference
+from clients.system_of_reference import SqliteReference
 from create_account import DEADLINE, connect, create_account
 from operations.backfill import number_requests
 from operations.commands import IN_FLIGHT_MAX
@@ -77,7 +77,7 @@ async def raw(count: int, in_flight: int) -> list[float]:
     with contextlib.closing(sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        db.execute(SystemOfReference.SCHEMA)
+        db.execute(SqliteReference.SCHEMA)
 
         async def create(uuid: str) -> None:
             guid = tb.id()

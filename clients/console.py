@@ -69,19 +69,24 @@ def print_diagnostic(text: str) -> None:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    """Write the debug logs of the SDK and the clients to stderr, without the token; or disable them."""
+    """Write the debug logs of the SDK and the clients to stderr, without secrets; or disable them."""
     import logging
 
-    def hide_token(record: logging.LogRecord) -> bool:
+    def hide_secrets(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
         token = os.environ.get("RESONATE_TOKEN")
         if token:
-            record.msg, record.args = record.getMessage().replace(token, "<token>"), ()
+            text = text.replace(token, "<token>")
+        url = os.environ.get("REFERENCE_URL")
+        if url:
+            text = text.replace(url, "<REFERENCE_URL>")
+        record.msg, record.args = text, ()
         return True
 
     if verbose:
         logging.disable(logging.NOTSET)
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.root.handlers[0].addFilter(hide_token)
+        logging.root.handlers[0].addFilter(hide_secrets)
     else:
         logging.disable()
 

@@ -12,9 +12,8 @@ from .embedded_ledger import EmbeddedLedger
 from .embedded_promises import EmbeddedPromises
 from .outages import Outages
 from .resonate_server import GROUP, server
-from .sqlite_file import Database
 from .system_of_record import SystemOfRecord, open_client
-from .system_of_reference import SystemOfReference
+from .system_of_reference import SystemOfReference, open_reference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,7 +32,6 @@ class Clients:
     record: SystemOfRecord
     promises: dict[str, Any]
     outages: Outages
-    _database: Database
 
     @contextlib.asynccontextmanager
     async def running(self, resonate: Resonate) -> AsyncIterator[None]:
@@ -46,7 +44,7 @@ class Clients:
                 yield
         finally:
             stopping = asyncio.create_task(resonate.stop())
-            await asyncio.gather(self._database.close(), self.record.close())
+            await asyncio.gather(self.reference.close(), self.record.close())
             await stopping
 
 
@@ -67,12 +65,12 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
             promises = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
         else:
             promises = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
-        database = Database(settings.data_dir / "accounts.db", SystemOfReference.SCHEMA)
-        stack.push_async_callback(database.close)
+        reference = open_reference(settings, outages)
+        stack.push_async_callback(reference.close)
         record = open_record(settings, outages)
         stack.push_async_callback(record.close)
-        await asyncio.gather(database.open(), record.open())
-        yield Clients(SystemOfReference(database, outages), record, promises, outages, database)
+        await asyncio.gather(reference.open(), record.open())
+        yield Clients(reference, record, promises, outages)
 
 
 def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:

@@ -4,6 +4,7 @@
 |---|---|---|
 | `TB_ADDRESS` | unset: embedded ledger | TigerBeetle replica addresses: ports or IP:port, separated by commas |
 | `TB_CLUSTER_ID` | `0` | the TigerBeetle cluster's id |
+| `REFERENCE_URL` | unset: SQLite in `DATA_DIR` | a PostgreSQL database, `postgresql://user:password@host:5432/database`, which many hosts can share |
 | `RESONATE_URL` | unset: embedded promises | a Resonate server; `RESONATE_HOST` works too, as in the SDK |
 | `RESONATE_TOKEN` | unset | sent to the Resonate server |
 | `DATA_DIR` | `data/embedded` in the checkout, or `data/cluster-<id>` with a real TigerBeetle | the directory of `accounts.db` and of the embedded files |
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import Unavailable
+from .postgres import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +35,7 @@ class Settings:
     resonate_url: str | None
     resonate_token: str | None
     data_dir: Path  # absolute
+    reference_url: str | None
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -53,8 +56,11 @@ class Settings:
             raise Unavailable(
                 "RESONATE_TOKEN contains a non-ASCII or non-printable character, such as a newline: correct it"
             )
+        reference = env.get("REFERENCE_URL") or None
+        if reference is not None:
+            place_of(reference)
         kind = "embedded" if address is None else f"cluster-{cluster}"
-        return cls(address, cluster, url, token, _data_dir(env.get("DATA_DIR") or None, kind))
+        return cls(address, cluster, url, token, _data_dir(env.get("DATA_DIR") or None, kind), reference)
 
     @property
     def embedded_notice(self) -> str | None:

@@ -1,34 +1,152 @@
-"""The System of Reference on SQLite: a row `(uuid, guid)` stages an account. It decides nothing."""
+"""The System of Reference: a row `(uuid, guid)` stages an account. It decides nothing.
+
+The rows are in SQLite, or, if REFERENCE_URL is set, in PostgreSQL (postgres.py). Both answer the same requests.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import uuid as uuids
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from .console import Unavailable
+from .postgres import PostgresReference
+from .sqlite_file import Database
 
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
     from .outages import Outages
-    from .sqlite_file import Database
+    from .settings import Settings
+
+#: A uuid and its guid.
+type Row = tuple[str, str]
+
+
+class Backend(Protocol):
+    """A store of rows. Requests that are in flight at the same time share a transaction."""
+
+    @property
+    def name(self) -> str:
+        """The product's name, for messages and panics."""
+
+    @property
+    def store(self) -> str:
+        """The product and its place, for messages about an outage."""
+
+    async def open(self) -> Self: ...
+    async def close(self) -> None: ...
+    async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]: ...
+    async def stage_many(self, pairs: list[Row]) -> list[bool]: ...
+    async def identity(self) -> str | None: ...
 
 
 class SystemOfReference:
+    def __init__(self, backend: Backend, outages: Outages) -> None:
+        self.name = backend.name
+        self.store = backend.store
+        self._backend = backend
+        self._outages = outages
+        self._failing_writes = False
+
+    async def open(self) -> Self:
+        await self._backend.open()
+        return self
+
+    async def close(self) -> None:
+        await self._backend.close()
+
+    async def rows_of(self, uuid: str, guid: str) -> list[Row]:
+        """Return the rows that have this uuid, this guid, or both."""
+        [rows] = await self.rows_of_many([(uuid, guid)])
+        return rows
+
+    async def stage(self, uuid: str, guid: str) -> bool:
+        """Write the row. Returns False, and writes nothing, if a row has this uuid or this guid."""
+        [written] = await self.stage_many([(uuid, guid)])
+        return written
+
+    async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
+        """Return for each pair the rows that `rows_of` returns."""
+        rows = await self._keep_pending(lambda: self._backend.rows_of_many(pairs))
+        if not self._failing_writes:  # only a write shows that a full disk has recovered
+            self._outages.over(self.store)
+        return rows
+
+    async def stage_many(self, pairs: list[Row]) -> list[bool]:
+        """Write the rows, and return for each what `stage` returns. All are written in one transaction."""
+
+        async def write() -> list[bool]:
+            try:
+                return await self._backend.stage_many(pairs)
+            except Unavailable:
+                self._failing_writes = True
+                raise
+
+        written = await self._keep_pending(write)
+        self._failing_writes = False
+        self._outages.over(self.store)
+        return written
+
+    async def identity(self) -> str:
+        """Return the random id of this store."""
+        id_ = await self._backend.identity()
+        assert id_ is not None  # a store that is open for writing has one
+        return id_
+
+    async def _keep_pending[T](self, request: Callable[[], Awaitable[T]]) -> T:
+        return await self._outages.keep_pending(self.store, request)
+
+
+class SqliteReference:
     name = "SQLite"
 
     SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
 
-    def __init__(self, database: Database, outages: Outages) -> None:
-        self._database = database
-        self._store = str(database.path)
-        self._outages = outages
+    def __init__(self, path: Path) -> None:
+        self.store = str(path)
+        self._database = Database(path, self.SCHEMA)
 
-    async def rows_of(self, uuid: str, guid: str) -> list[tuple[Any, Any]]:
-        """Return the rows that have this uuid, this guid, or both."""
+    async def open(self) -> Self:
+        await self._database.open()
+        return self
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         select = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
-        return await self._outages.keep_pending(self._store, lambda: self._database.read(select, uuid, guid))
 
-    async def stage(self, uuid: str, guid: str) -> bool:
-        """Write the row. Returns False, and writes nothing, if a row has this uuid or this guid."""
+        def read(db: sqlite3.Connection) -> list[list[Row]]:
+            return [db.execute(select, pair).fetchall() for pair in pairs]
+
+        return await self._database.transact(read, writes=False)
+
+    async def stage_many(self, pairs: list[Row]) -> list[bool]:
         insert = "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING"
-        written = await self._outages.keep_pending(
-            self._store, lambda: self._database.write(insert, uuid, guid)
-        )
-        self._outages.over(self._store)  # only a write shows that a full disk has recovered
-        return bool(written)
+
+        def write(db: sqlite3.Connection) -> list[bool]:
+            return [bool(db.execute(insert, pair).rowcount) for pair in pairs]
+
+        return await self._database.transact(write)
+
+    async def identity(self) -> str:
+        def read(db: sqlite3.Connection) -> Any:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS reference (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT)"
+            )
+            db.execute("INSERT INTO reference VALUES (1, ?) ON CONFLICT DO NOTHING", (uuids.uuid4().hex,))
+            return db.execute("SELECT id FROM reference").fetchone()[0]
+
+        return str(await self._database.transact(read))
+
+
+def open_reference(settings: Settings, outages: Outages) -> SystemOfReference:
+    """Return the System of Reference that the settings name, not yet open."""
+    backend: Backend
+    if settings.reference_url is None:
+        backend = SqliteReference(settings.data_dir / "accounts.db")
+    else:
+        backend = PostgresReference(settings.reference_url)
+    return SystemOfReference(backend, outages)

@@ -26,7 +26,7 @@ import tigerbeetle as tb
 from clients.account import CODE, LEDGER, differences, id_of
 from clients.console import HALTED, print_result
 
-from .state import open_readers, read_state, sql_placeholders
+from .state import open_readers, read_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,11 +46,10 @@ async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[s
         newest = page[-1].timestamp
         count["accounts"] += len(page)
         guids = [str(account.id) for account in page]
-        select = f"SELECT guid FROM accounts WHERE guid IN ({sql_placeholders(guids)})"  # noqa: S608
-        staged = {guid for (guid,) in await readers.reference.read(select, *guids)}
+        staged = await readers.reference.staged_among(guids)
         for guid in guids:
             if guid not in staged:
-                yield f"unreferenced: TigerBeetle holds account {guid}, but SQLite has no row for it"
+                yield f"unreferenced: TigerBeetle holds account {guid}, but {readers.reference.name} has no row for it"
 
 
 def after(timestamp: int) -> tb.QueryFilter:
@@ -62,9 +61,8 @@ def after(timestamp: int) -> tb.QueryFilter:
 
 async def disagreeing(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:
     """Yield the rows without an account, and those whose account differs."""
-    select = "SELECT rowid, uuid, guid FROM accounts WHERE rowid > ? ORDER BY rowid LIMIT ?"
-    last = -(2**63)
-    while page := await readers.reference.read(select, last, PAGE):
+    last = None
+    while page := await readers.reference.page(last, PAGE):
         last = page[-1][0]
         count["rows"] += len(page)
         ids = [id_ for _, _, guid in page if (id_ := id_of(guid)) is not None]
@@ -72,7 +70,7 @@ async def disagreeing(readers: Readers, count: Counter[str]) -> AsyncIterator[st
         for _, uuid, guid in page:
             account = accounts.get(guid)
             if not isinstance(uuid, str):
-                yield f"conflict: SQLite stages guid {guid} for {uuid!r}, which is not a valid uuid"
+                yield f"conflict: {readers.reference.name} stages guid {guid} for {uuid!r}, which is not a valid uuid"
             elif account is None or differences(account, uuid):
                 async for finding in recheck(readers, uuid, count):
                     yield finding

@@ -49,6 +49,8 @@ def report(state: AccountState) -> None:
         print_result(f"TigerBeetle: account {account.id}")
     if not state.accounts:
         print_result("TigerBeetle: no account")
-    print_result("SQLite: " + (f"row with guid {state.guid}" if state.guid is not None else "no row"))
+    print_result(
+        f"{state.reference}: " + (f"row with guid {state.guid}" if state.guid is not None else "no row")
+    )
     reasons = "; ".join(state.reasons())
     print_result(f"{state.verdict}: {reasons}" if reasons else state.verdict)

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from urllib.parse import quote
 
 import msgspec
@@ -23,6 +23,7 @@ from clients.console import Unavailable
 from clients.embedded_ledger import EmbeddedLedger
 from clients.opening import open_record
 from clients.outages import Outages
+from clients.postgres import PostgresReference
 from clients.resonate_server import server
 from clients.sqlite_file import Database, remedy
 from clients.system_of_record import SystemOfRecord
@@ -122,9 +123,58 @@ class Promise:
         return str(self.value.get("guid"))
 
 
+class ReferenceReader(Protocol):
+    """Reads the rows of the System of Reference, as `SqliteReader` and `PostgresReference` do."""
+
+    @property
+    def name(self) -> str: ...
+    async def open(self) -> Self: ...
+    async def close(self) -> None: ...
+    async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]: ...
+    async def staged_among(self, guids: list[str]) -> set[str]: ...
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]: ...
+    async def identity(self) -> str | None: ...
+
+
+class SqliteReader:
+    name = "SQLite"
+
+    def __init__(self, path: Path) -> None:
+        self._database = ReadOnly(path)
+
+    async def open(self) -> Self:
+        await self._database.open()
+        return self
+
+    async def close(self) -> None:
+        """Do nothing: the file is open only while it is read."""
+
+    async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]:
+        """Return the rows that have this uuid or one of the guids."""
+        select = f"SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid IN ({sql_placeholders(guids)})"  # noqa: S608
+        return await self._database.read(select, uuid, *guids)
+
+    async def staged_among(self, guids: list[str]) -> set[str]:
+        """Return those of the guids that have a row."""
+        select = f"SELECT guid FROM accounts WHERE guid IN ({sql_placeholders(guids)})"  # noqa: S608
+        return {guid for (guid,) in await self._database.read(select, *guids)}
+
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]:
+        """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
+        select = "SELECT rowid, uuid, guid FROM accounts WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        return await self._database.read(select, -(2**63) if after is None else after, limit)
+
+    async def identity(self) -> str | None:
+        """Return the random id of this file; None if it has none yet."""
+        if not await self._database.read("SELECT 1 FROM sqlite_master WHERE name = 'reference'"):
+            return None
+        [(id_,)] = await self._database.read("SELECT id FROM reference")
+        return str(id_)
+
+
 @dataclass(frozen=True)
 class Readers:
-    reference: ReadOnly
+    reference: ReferenceReader
     record: SystemOfRecord
     promise: Callable[[str], Awaitable[Promise | None]]
     outages: Outages
@@ -143,7 +193,13 @@ async def open_readers(settings: Settings) -> AsyncIterator[Readers]:
             resonate = Resonate(**requests | {"sources": []})
             stack.push_async_callback(resonate.stop)
             promise = _served(resonate)
-        reference = await ReadOnly(settings.data_dir / "accounts.db").open()
+        reference: ReferenceReader
+        if settings.reference_url is None:
+            reference = SqliteReader(settings.data_dir / "accounts.db")
+        else:
+            reference = PostgresReference(settings.reference_url, create=False)
+        stack.push_async_callback(reference.close)
+        await reference.open()
         if settings.tb_address is None:
             ledger = ReadOnlyLedger(settings.data_dir)
             record = SystemOfRecord(ledger.open, "the embedded ledger", outages)
@@ -189,10 +245,11 @@ class AccountState:
     promises: list[Promise]
     accounts: list[tb.Account]
     rows: list[tuple[Any, Any]]
+    reference: str  # the name of the System of Reference
 
     @property
     def guid(self) -> str | None:
-        """The guid that SQLite stages for the uuid."""
+        """The guid that the System of Reference stages for the uuid."""
         return next((guid for uuid, guid in self.rows if uuid == self.uuid), None)
 
     @property
@@ -206,10 +263,12 @@ class AccountState:
     def contradictions(self) -> list[str]:
         """Return how the stores contradict each other, or the rule of one account per uuid."""
         problems = [
-            f"SQLite stages guid {guid} for uuid {uuid!r}" for uuid, guid in self.rows if uuid != self.uuid
+            f"{self.reference} stages guid {guid} for uuid {uuid!r}"
+            for uuid, guid in self.rows
+            if uuid != self.uuid
         ]
         if self.guid is not None and id_of(self.guid) is None:
-            problems.append(f"SQLite stages guid {self.guid!r}, which is not a valid account id")
+            problems.append(f"{self.reference} stages guid {self.guid!r}, which is not a valid account id")
         if self.guid is not None or len(self.accounts) > 1:
             others = [str(account.id) for account in self.accounts if str(account.id) != self.guid]
             problems += [f"TigerBeetle holds account {guid} for the uuid" for guid in others]
@@ -246,13 +305,10 @@ async def read_state(readers: Readers, uuid: str) -> AccountState:
         promises.append(promise)
     accounts = await readers.record.query_accounts(accounts_of(uuid))
     guids = [str(account.id) for account in accounts]
-    rows = await readers.reference.read(
-        f"SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid IN ({sql_placeholders(guids)})",  # noqa: S608
-        uuid, *guids,
-    )  # fmt: skip
+    rows = await readers.reference.find(uuid, guids)
     staged = [id_of(guid) for _, guid in rows if guid not in guids]
     accounts += await readers.record.lookup_accounts([id_ for id_ in staged if id_ is not None])
-    return AccountState(uuid, promises, accounts, rows)
+    return AccountState(uuid, promises, accounts, rows, readers.reference.name)
 
 
 def is_uuid(uuid: str) -> bool:

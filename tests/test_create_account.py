@@ -102,7 +102,9 @@ def test_lost_promises_with_a_staged_row_panic(world: World, user: str, crash: s
     world.lose_promises()
     [staged] = world.rows(user)
     accounts = world.accounts(user)
-    assert_halted(world, user, "SQLite exists_diff", f"with guid {staged}, which TigerBeetle {held}")
+    assert_halted(
+        world, user, f"{world.reference} exists_diff", f"with guid {staged}, which TigerBeetle {held}"
+    )
     assert world.rows(user) == [staged]
     assert world.accounts(user) == accounts
 
@@ -118,8 +120,8 @@ def test_row_with_the_same_guid_is_committed(world: World, user: str) -> None:
 def test_guid_that_is_staged_for_another_uuid_panics(world: World, user: str) -> None:
     guid = str(tb.id())
     world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", "another", guid)
-    found = f"SQLite stages uuid 'another' with guid {guid}"
-    assert_halted(world, user, "SQLite exists_diff", found, guid=guid)
+    found = f"{world.reference} stages uuid 'another' with guid {guid}"
+    assert_halted(world, user, f"{world.reference} exists_diff", found, guid=guid)
     assert world.accounts(user) == []
 
 
@@ -190,7 +192,7 @@ def test_one_of_two_promises_for_one_uuid_panics(world: World, user: str) -> Non
 
     winner, loser = sorted(asyncio.run(race()), key=lambda result: isinstance(result, Panic))
     assert isinstance(loser, Panic)
-    assert loser.condition == "SQLite exists_diff"
+    assert loser.condition == f"{world.reference} exists_diff"
     assert_exists(world, user, winner["guid"])
 
 
@@ -216,7 +218,7 @@ def test_panic_has_all_its_fields_in_another_process(world: World, user: str) ->
     panic_ = asyncio.run(panic())
     assert isinstance(panic_, Panic)
     assert (panic_.code, panic_.type, panic_.uuid) == ("98", "Panic", user)
-    assert panic_.condition == "SQLite exists_diff"
+    assert panic_.condition == f"{world.reference} exists_diff"
     assert "guid 1" in panic_.conflict
 
 

@@ -46,7 +46,7 @@ from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
 from .child import POINTS, STEPS, watch
-from .conftest import EmbeddedWorld, ServerWorld, World, needs
+from .conftest import EmbeddedPostgresWorld, EmbeddedWorld, ServerWorld, World, needs
 
 # -- One run, in a process of its own --------------------------------------
 
@@ -111,6 +111,7 @@ class Oracle:
     """The two stores and the promises, and the effects of a run."""
 
     embedded_promises: bool
+    reference: str
     rows: dict[str, str] = field(default_factory=dict)
     accounts: dict[str, str] = field(
         default_factory=dict
@@ -178,7 +179,7 @@ class Oracle:
                         "2", lambda: self.rows.update({uuid: guid}), reach, locked=locked == "accounts.db"
                     )
                 elif same != {(uuid, guid)}:
-                    return "SQLite exists_diff"
+                    return f"{self.reference} exists_diff"
             case "3":
                 if self.rows.get(uuid) != guid or held not in ([], [guid]):
                     return "ordering violated"
@@ -234,7 +235,9 @@ class History(RuleBasedStateMachine):
         self.world = type(self).new_world(self.directory)
         self.world.data.mkdir(mode=0o700)
         self.embedded = isinstance(self.world, EmbeddedWorld)
-        self.oracle = Oracle(embedded_promises=not isinstance(self.world, ServerWorld))
+        self.oracle = Oracle(
+            embedded_promises=not isinstance(self.world, ServerWorld), reference=self.world.reference
+        )
         self.backup: dict[str, str] | None = None
         self.planned = str(tb.id())
         self.days = self.mischief = 0
@@ -341,17 +344,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on", ["embedded", "tigerbeetle", "servers"])
+@pytest.mark.parametrize("on", ["embedded", "postgres", "tigerbeetle", "servers"])
 def test_stores_agree_with_the_model(
     on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest
 ) -> None:
-    address = "" if on == "embedded" else request.getfixturevalue("tb_address")
+    address = "" if on in ("embedded", "postgres") else request.getfixturevalue("tb_address")
     if on == "servers":
         needs("resonate")
 
     def new_world(directory: Path) -> World:
-        kind = {"embedded": EmbeddedWorld, "tigerbeetle": World, "servers": ServerWorld}[on]
-        world = kind(directory, {"DATA_DIR": str(directory / "data")})
+        kinds: dict[str, type[World]] = {
+            "embedded": EmbeddedWorld,
+            "postgres": EmbeddedPostgresWorld,
+            "tigerbeetle": World,
+            "servers": ServerWorld,
+        }
+        world = kinds[on](directory, {"DATA_DIR": str(directory / "data")})
+        if on == "postgres":
+            world.env["REFERENCE_URL"] = request.getfixturevalue("postgres").database()
         if address:
             world.env["TB_ADDRESS"] = address
         if isinstance(world, ServerWorld):
@@ -360,7 +370,7 @@ def test_stores_agree_with_the_model(
 
     machine = type("History", (History,), {"new_world": staticmethod(new_world)})
     quickly = settings(
-        max_examples=10 if on == "embedded" else 3,  # per call, after which the loop compares the time
+        max_examples=10 if address == "" else 3,  # per call, after which the loop compares the time
         stateful_step_count=20,
         deadline=None,
         database=None,

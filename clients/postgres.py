@@ -1,0 +1,309 @@
+"""The rows of the System of Reference in PostgreSQL, which many hosts can share."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import uuid as uuids
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
+
+from . import outages as limits
+from .console import Unavailable
+from .outages import Batcher
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import asyncpg
+
+    from .system_of_reference import Row
+
+#: Seconds between two attempts to use a server that is unavailable.
+RETRY_INTERVAL_S = 0.1
+
+#: Seconds that the requests in flight have when the connections close.
+CLOSE_TIMEOUT_S = 0.5
+
+#: Of the advisory lock under which the tables are made. Any number that other programs do not use.
+TABLES_LOCK = 7_246_105_819
+
+# COLLATE "C": an upgrade of the operating system's C library can corrupt an index of another collation.
+TABLES = """
+    CREATE TABLE accounts (
+      uuid text COLLATE "C" PRIMARY KEY, guid text COLLATE "C" NOT NULL UNIQUE
+    );
+    CREATE TABLE IF NOT EXISTS reference (one boolean PRIMARY KEY CHECK (one), id text NOT NULL);
+"""
+
+SESSION = {
+    "application_name": "create-account",
+    # Under a stricter level, the loser of a race for a uuid would get an error and not the winner's row.
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",  # an answered write survives a power cut
+}
+
+_HOST = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?"
+_URL = re.compile(
+    rf"postgres(?:ql)?://(?:[^@/?#:]*(?::(?P<password>[^@/?#]*))?@)?(?P<place>(?:{_HOST}(?:,{_HOST})*)?(?:/[^@/?#]*)?)"
+    r"(?:\?(?!(?:.*&)?(?:password|passfile)=)[^@#]*)?",
+    re.ASCII,
+)
+
+#: SQLSTATEs, or their classes, of errors that end without a change of settings.
+PASSING = ("08", "25006", "40", "53300", "55P03", "57")
+
+ACTIONS = {
+    "25006": "correct REFERENCE_URL so that it names the primary server",
+    "28": "correct REFERENCE_URL",
+    "3D000": "correct REFERENCE_URL or create the database",
+    "42501": "grant this role SELECT and INSERT on the tables, or let it create them",
+    "42P01": "correct REFERENCE_URL or restore the database (expected only if no account was ever requested here)",
+    "53100": "free some disk space on the server",
+    "53300": "raise the connection limit",
+}
+
+
+def place_of(url: str) -> str:
+    """Return the URL's hosts and database, without user and password. Raises `Unavailable` if it is invalid."""
+    match = _URL.fullmatch(url)
+    if match is None:  # not quoted: it may contain a password
+        raise Unavailable(
+            "REFERENCE_URL is invalid; set it to postgresql://user:password@host:5432/database, with the special "
+            "characters of user and password percent-encoded"
+        )
+    return match["place"]
+
+
+def password_of(url: str) -> str | None:
+    """Return the URL's password as it is sent; None if there is none."""
+    match = _URL.fullmatch(url)
+    return unquote(match["password"]) if match and match["password"] else None
+
+
+class PostgresReference:
+    """The rows, requested in batches: requests that arrive while a batch is in flight form the next batch."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        """`create`: make missing tables. Without it, the class only reads."""
+        self.store = f"PostgreSQL at {place_of(url)}"
+        self._url = url
+        self._create = create
+        self._reads = Batcher(self._read_batch)
+        self._writes = Batcher(self._write_batch)
+        self._idle: list[asyncpg.Connection] = []
+        self._used: set[asyncpg.Connection] = set()
+        self._id: str | None = None
+        self._closed = False
+
+    async def open(self) -> Self:
+        """Connect, and make the tables. Raises `Unavailable`."""
+        try:
+            import asyncpg  # noqa: F401, PLC0415 - an optional package
+        except ModuleNotFoundError as error:
+            raise Unavailable(
+                "REFERENCE_URL needs the package asyncpg, which is not installed; run: pip install '.[postgres]'"
+            ) from error
+        await self._patiently(self._prepare, limits.FIRST_ANSWER_TIMEOUT_S)
+        return self
+
+    async def close(self) -> None:
+        """Refuse new requests, and close the connections. May be called again.
+
+        A request that gets no answer in time ends. If its commit was sent, the next run reads the row.
+        """
+        self._closed = True
+        draining = {asyncio.create_task(batcher.drain()) for batcher in (self._reads, self._writes)}
+        await asyncio.wait(draining, timeout=CLOSE_TIMEOUT_S)
+        for connection in (*self._idle, *self._used):
+            connection.terminate()
+        self._idle.clear()
+        await asyncio.wait(draining)
+
+    # -- Requests of the steps ---------------------------------------------
+
+    async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
+        return await self._reads.ask(pairs)
+
+    async def stage_many(self, pairs: list[Row]) -> list[bool]:
+        return await self._writes.ask(pairs)
+
+    async def _read_batch(self, batch: list[list[Row]]) -> list[list[list[Row]]]:
+        pairs = {pair for request in batch for pair in request}
+        select = "SELECT uuid, guid FROM accounts WHERE uuid = ANY($1::text[]) OR guid = ANY($2::text[])"
+        rows = await self._fetch(
+            select, sorted({uuid for uuid, _ in pairs}), sorted({guid for _, guid in pairs})
+        )
+        of_uuid = {uuid: (uuid, guid) for uuid, guid in rows}
+        of_guid = {guid: (uuid, guid) for uuid, guid in rows}
+
+        def found(pair: Row) -> list[Row]:
+            either = (of_uuid.get(pair[0]), of_guid.get(pair[1]))
+            return list(dict.fromkeys(row for row in either if row is not None))
+
+        return [[found(pair) for pair in request] for request in batch]
+
+    async def _write_batch(self, batch: list[list[Row]]) -> list[list[bool]]:
+        # Sorted: two hosts that write the same rows in different orders would deadlock.
+        pairs = sorted({pair for request in batch for pair in request})
+        insert = (
+            "INSERT INTO accounts (uuid, guid) SELECT * FROM unnest($1::text[], $2::text[]) "
+            "ON CONFLICT DO NOTHING RETURNING uuid, guid"
+        )
+        rows = await self._fetch(insert, [uuid for uuid, _ in pairs], [guid for _, guid in pairs])
+        written = set(rows)
+        answers: list[list[bool]] = []
+        for request in batch:
+            answers.append([pair in written for pair in request])
+            written -= set(request)  # who asked first has written it
+        return answers
+
+    # -- Requests of the operators -----------------------------------------
+
+    async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]:
+        """Return the rows that have this uuid or one of the guids."""
+        return await self._fetch(
+            "SELECT uuid, guid FROM accounts WHERE uuid = $1 OR guid = ANY($2::text[])", uuid, guids
+        )
+
+    async def staged_among(self, guids: list[str]) -> set[str]:
+        """Return those of the guids that have a row."""
+        rows = await self._fetch("SELECT guid FROM accounts WHERE guid = ANY($1::text[])", guids)
+        return {guid for (guid,) in rows}
+
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]:
+        """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
+        select = (
+            "SELECT uuid, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
+        )
+        return await self._fetch(select, after, limit)
+
+    async def identity(self) -> str | None:
+        """Return the random id of this database; None if it has none yet."""
+        return self._id
+
+    # -- Connections -------------------------------------------------------
+
+    async def _fetch(self, sql: str, *parameters: Any) -> list[Any]:
+        async def fetch(connection: asyncpg.Connection) -> list[Any]:
+            return [tuple(row) for row in await connection.fetch(sql, *parameters)]
+
+        return await self._patiently(fetch, limits.ANSWER_TIMEOUT_S)
+
+    async def _prepare(self, connection: asyncpg.Connection) -> None:
+        if await connection.fetchval("SHOW server_encoding") != "UTF8":
+            raise Unavailable(f"{self.store} is not a UTF-8 database; create one with ENCODING 'UTF8'")
+        if await connection.fetchval("SHOW fsync") != "on":
+            raise Unavailable(f"{self.store} can lose rows in a power cut; set fsync=on and run again")
+        if self._create:
+            async with connection.transaction():
+                # CREATE TABLE IF NOT EXISTS fails in a race, and for a role that may not create tables.
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", TABLES_LOCK)
+                if await connection.fetchval("SELECT to_regclass('accounts') IS NULL"):
+                    await connection.execute(TABLES)
+                if await connection.fetchval("SELECT NOT EXISTS (SELECT FROM reference)"):
+                    insert = "INSERT INTO reference VALUES (true, $1)"
+                    await connection.execute(insert, uuids.uuid4().hex)
+        await connection.execute("SELECT uuid, guid FROM accounts LIMIT 0")
+        await self._check_identity(connection)
+
+    async def _check_identity(self, connection: asyncpg.Connection) -> None:
+        """Raise `Unavailable` if the server now has another database than when this process began."""
+        id_ = await connection.fetchval("SELECT id FROM reference")
+        if self._id not in (None, id_):
+            raise Unavailable(
+                f"{self.store} was replaced while this process ran; run `python -m operations check` before you run again"
+            )
+        self._id = id_
+
+    async def _connect(self) -> asyncpg.Connection:
+        import asyncpg  # noqa: PLC0415
+        from asyncpg.connect_utils import SessionAttribute  # noqa: PLC0415
+
+        connection: asyncpg.Connection = await asyncpg.connect(
+            self._url,
+            timeout=limits.FIRST_ANSWER_TIMEOUT_S,
+            command_timeout=limits.ANSWER_TIMEOUT_S,  # asyncpg has no TCP keepalive
+            server_settings=SESSION,
+            # A replica may lack a row that was just staged. To the last step, that would be a panic.
+            target_session_attrs=SessionAttribute.read_write,
+        )
+        if self._id is not None:
+            try:
+                await self._check_identity(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
+
+    async def _patiently[T](
+        self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float
+    ) -> T:
+        """Return the answer. Passing errors are repeated until the time is over; every request may be repeated."""
+        import asyncpg  # noqa: PLC0415
+
+        now = asyncio.get_running_loop().time
+        give_up = now() + timeout_s
+        while not self._closed:
+            try:
+                return await self._ask(request)
+            except (
+                OSError,
+                ValueError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+            ) as error:
+                if self._closed:
+                    break
+                if not is_passing(error) or now() > give_up:
+                    raise Unavailable(self._explain(error)) from error
+            await asyncio.sleep(RETRY_INTERVAL_S)
+        raise Unavailable(f"the connection to {self.store} is closing; run again to resume")
+
+    async def _ask[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        while self._idle and self._idle[-1].is_closed():
+            self._idle.pop()
+        connection = self._idle.pop() if self._idle else await self._connect()
+        self._used.add(connection)
+        try:
+            answer = await request(connection)
+        except BaseException:
+            # After an error, nothing that was open is trusted: the server may have become a replica.
+            for other in (connection, *self._idle):
+                other.terminate()
+            self._idle.clear()
+            raise
+        finally:
+            self._used.discard(connection)
+        if self._closed:
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+        return answer
+
+    def _explain(self, error: Exception) -> str:
+        text = " ".join(str(error).split()) or f"no answer ({type(error).__name__})"
+        if password := password_of(self._url):
+            text = text.replace(password, "<password>")
+        state = sqlstate(error)
+        if type(error).__name__ == "TargetServerAttributeNotMatched":
+            return f"{self.store} accepts no writes; {ACTIONS['25006']} and run again"
+        if not state and isinstance(error, OSError):
+            return f"cannot reach {self.store}: {text}; start it, or correct REFERENCE_URL, and run again"
+        action = next((do for code, do in ACTIONS.items() if state.startswith(code)), "check the server")
+        return f"cannot use {self.store}: {text}; {action} and run again"
+
+
+def sqlstate(error: Exception) -> str:
+    return str(getattr(error, "sqlstate", None) or "")
+
+
+def is_passing(error: Exception) -> bool:
+    """Return whether a later attempt can succeed without a change of settings."""
+    if state := sqlstate(error):
+        return state.startswith(PASSING)
+    return not isinstance(error, (ValueError, socket.gaierror))
