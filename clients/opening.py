@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .embedded_ledger import EmbeddedLedger
 from .embedded_promises import EmbeddedPromises
+from .one_reference import Identity, check_or_record, open_promises
 from .outages import Outages
 from .resonate_server import GROUP, server
 from .system_of_record import SystemOfRecord, open_client
@@ -69,7 +70,16 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
         stack.push_async_callback(reference.close)
         record = open_record(settings, outages)
         stack.push_async_callback(record.close)
-        await asyncio.gather(reference.open(), record.open())
+
+        async def open_own_reference() -> None:
+            await reference.open()
+            if settings.resonate_url is not None:
+                identity = Identity(await reference.identity(), str(settings.tb_cluster_id))
+                async with open_promises(settings, outages) as resonate, outages.interrupting():
+                    await check_or_record(resonate, identity)
+
+        # Before the connection below listens: a worker with another store must not receive a task.
+        await asyncio.gather(open_own_reference(), record.open())
         yield Clients(reference, record, promises, outages)
 
 

@@ -20,6 +20,7 @@ Commands for operators of create_account.py.
   audit                Do TigerBeetle and the System of Reference agree about all accounts?
   adopt UUID           After a panic: finish the account. With --again: create it if nothing is left.
   backfill [FILE]      Create an account for each uuid of a list, one per line.
+  reference            Which store is the System of Reference? With --accept: record the present store.
   worker               Create the accounts that other programs request from a Resonate server.
 
 check and audit change nothing. All commands read the same settings as create_account.py.
@@ -69,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_number_in_flight,
         default=IN_FLIGHT_MAX,
         help="accounts at the same time, 1 to %(default)s",
+    )
+    reference = add("reference", "Which store is the System of Reference?")
+    reference.add_argument(
+        "--accept", action="store_true", help="record the present store, after a restore or a move"
     )
     add("worker", "Create the accounts that other programs request from a Resonate server.")
     return parser

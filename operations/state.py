@@ -19,12 +19,12 @@ from resonate.resonate import Resonate
 from resonate.types import Value
 
 from clients.account import accounts_of, check_uuid, differences, id_of, promise_id
-from clients.console import Unavailable
+from clients.console import Unavailable, print_diagnostic
 from clients.embedded_ledger import EmbeddedLedger
+from clients.one_reference import Identity, mismatch, open_promises
 from clients.opening import open_record
 from clients.outages import Outages
 from clients.postgres import PostgresReference
-from clients.resonate_server import server
 from clients.sqlite_file import Database, remedy
 from clients.system_of_record import SystemOfRecord
 
@@ -181,17 +181,18 @@ class Readers:
 
 
 @contextlib.asynccontextmanager
-async def open_readers(settings: Settings) -> AsyncIterator[Readers]:
-    """Open both stores and the promises for reading only. Raises `Unavailable`."""
+async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIterator[Readers]:
+    """Open both stores and the promises for reading only. Raises `Unavailable`.
+
+    If this is not the recorded System of Reference, print so, or with `refuse` raise it.
+    """
     outages = Outages()
+    resonate: Resonate | None = None
     async with contextlib.AsyncExitStack() as stack:
         if settings.resonate_url is None:
             promise = _embedded(await ReadOnly(settings.data_dir / "promises.db").open())
         else:
-            # Without a registered function and without a listener, no workflow can run here.
-            requests = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
-            resonate = Resonate(**requests | {"sources": []})
-            stack.push_async_callback(resonate.stop)
+            resonate = await stack.enter_async_context(open_promises(settings, outages))
             promise = _served(resonate)
         reference: ReferenceReader
         if settings.reference_url is None:
@@ -200,6 +201,14 @@ async def open_readers(settings: Settings) -> AsyncIterator[Readers]:
             reference = PostgresReference(settings.reference_url, create=False)
         stack.push_async_callback(reference.close)
         await reference.open()
+        if resonate is not None:
+            identity = Identity(await reference.identity(), str(settings.tb_cluster_id))
+            async with outages.interrupting():
+                line = await mismatch(resonate, identity)
+            if line and refuse:
+                raise Unavailable(line)
+            if line:
+                print_diagnostic(line)
         if settings.tb_address is None:
             ledger = ReadOnlyLedger(settings.data_dir)
             record = SystemOfRecord(ledger.open, "the embedded ledger", outages)

@@ -1,4 +1,4 @@
-"""Serve account creation to a Resonate server: `python -m operations worker`, any number of workers on one host.
+"""Serve account creation to a Resonate server: `python -m operations worker`, any number of workers.
 
 Other programs start an account by name, from any language that has a Resonate SDK, or from a shell:
 
@@ -7,8 +7,9 @@ Other programs start an account by name, from any language that has a Resonate S
 
 The promise's id must be `create-account-<uuid>`, so that all requests for a uuid share one promise.
 
-If a worker dies, another worker resumes its tasks after their leases expire. All workers share DATA_DIR,
-because SQLite is a local file: they run on one host. A worker waits as long as a store or the server is
+If a worker dies, another worker resumes its tasks after their leases expire. All workers share one
+System of Reference: with SQLite they share DATA_DIR, on one host; with PostgreSQL (REFERENCE_URL) they run on any
+number of hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the server is
 unavailable, and says so on stderr, once when the outage begins and once when it ends.
 
 Exit status: 0 SIGTERM and 130 Ctrl-C, after the tasks in progress are released; 1 no server is configured, or
@@ -26,6 +27,7 @@ from resonate.error import ResonateError
 
 from clients import outages
 from clients.console import INTERRUPTED, Unavailable, print_diagnostic
+from clients.one_reference import Identity, check_or_record
 from clients.resonate_server import GROUP
 from clients.results import exists
 from create_account import connect
@@ -43,10 +45,11 @@ async def run(settings: Settings) -> int:
     try:
         async with connect(settings, serve=True) as (resonate, clients):
             await exists(resonate, GROUP)  # raises an outage at the start
+            identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
             clients.outages.wait_forever = True
             print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:
-                await watch(resonate)
+                await watch(resonate, identity)
             finally:
                 clients.outages.wait_forever = False
                 print_diagnostic("stopping: releasing the tasks in progress")
@@ -73,9 +76,9 @@ def cancel_at_first_signal() -> list[signal.Signals]:
     return received
 
 
-async def watch(resonate: Resonate) -> None:
-    """Ask the server regularly, because an idle worker would not notice an outage otherwise."""
+async def watch(resonate: Resonate, identity: Identity) -> None:
+    """Ask the server regularly: an idle worker would not notice an outage or a newly accepted store otherwise."""
     while True:
         await asyncio.sleep(outages.ANSWER_TIMEOUT_S)
         with contextlib.suppress(ResonateError):
-            await exists(resonate, GROUP)
+            await check_or_record(resonate, identity)

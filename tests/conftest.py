@@ -379,6 +379,10 @@ class ServerWorld(World):
     def lose_promises(self) -> None:
         self.start_resonate()
 
+    def lose_sqlite(self) -> None:
+        """Lose the rows and keep the id of the store. Without the id, each command refuses to work."""
+        self.sql("DELETE FROM accounts")
+
 
 def needs(name: str) -> None:
     if name not in PATH:

@@ -1,0 +1,112 @@
+"""One System of Reference: all processes of a Resonate server must use the same store of rows, and one cluster.
+
+A process that works on another database by mistake stages its accounts there, and others panic for them. So the
+store has a random id. The durable promise `reference-1` records the id and TB_CLUSTER_ID. The first process creates
+the promise. A later process whose store or cluster differs refuses to work.
+
+After a move or a restore, an operator accepts the present store: `reference-2` records it, and so on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from resonate.error import ServerError
+from resonate.resonate import Resonate
+from resonate.types import Value
+
+from .console import Unavailable
+from .resonate_server import server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .outages import Outages
+    from .settings import Settings
+
+#: A hundred years.
+LIFETIME_MS = 36_500 * 86_400_000
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all processes must agree about."""
+
+    store: str | None  # the random id of the System of Reference; None if it has none yet
+    cluster: str
+
+    def __str__(self) -> str:
+        return f"store {self.store} and cluster {self.cluster}"
+
+
+@contextlib.asynccontextmanager
+async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
+    """Connect to the Resonate server. No workflow can run here: there is no function and no listener."""
+    assert settings.resonate_url is not None
+    requests = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
+    resonate = Resonate(**requests | {"sources": []})
+    try:
+        yield resonate
+    finally:
+        await resonate.stop()
+
+
+async def recorded(resonate: Resonate) -> tuple[int, Identity | None]:
+    """Return the number of the last record, and the record. (0, None) if there is none."""
+    number, last = 0, None
+    while (next_ := await _record(resonate, number + 1)) is not None:
+        number, last = number + 1, next_
+    return number, last
+
+
+async def record(resonate: Resonate, number: int, identity: Identity) -> Identity:
+    """Record the identity under this number, and return what is recorded: another process may be first."""
+    id_ = f"reference-{number}"
+    timeout_at = int(time.time() * 1000) + LIFETIME_MS
+    await resonate.promises.create(id_, timeout_at, Value(data=None), {})
+    await resonate.promises.resolve(id_, Value(data={"store": identity.store, "cluster": identity.cluster}))
+    result = await _record(resonate, number)
+    assert result is not None
+    return result
+
+
+async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
+    """Return one line if the record differs from this process's store or cluster; None if there is no record."""
+    number, last = await recorded(resonate)
+    return None if last is None else _differs(number, last, identity)
+
+
+async def check_or_record(resonate: Resonate, identity: Identity) -> None:
+    """Raise `Unavailable` if the record differs. Create the first record if there is none."""
+    number, last = await recorded(resonate)
+    if last is None:
+        number, last = 1, await record(resonate, 1, identity)
+    if line := _differs(number, last, identity):
+        raise Unavailable(line)
+
+
+def _differs(number: int, last: Identity, identity: Identity) -> str | None:
+    if last == identity:
+        return None
+    return (
+        f"promise reference-{number} records {last}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
+        "or TB_CLUSTER_ID; only after a move or a restore run `python -m operations reference --accept`"
+    )
+
+
+async def _record(resonate: Resonate, number: int) -> Identity | None:
+    try:
+        promise = await resonate.promises.get(f"reference-{number}")
+    except ServerError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return None
+        raise
+    if (
+        promise.state != "resolved"
+    ):  # its creator died before it resolved the promise; the next process does so
+        return None
+    return Identity(str(promise.value.data["store"]), str(promise.value.data["cluster"]))

@@ -1,0 +1,42 @@
+"""Which store is the System of Reference? `python -m operations reference` prints the record and the present store.
+
+All processes of a Resonate server must use the same System of Reference and the same TigerBeetle cluster. The
+durable promise `reference-1` records both. A process that uses others refuses to work.
+
+After a restore or a move, stop all processes, and run the command with `--accept`: it records the present store as
+the next one, `reference-2`. From then on, processes that use the old store refuse to work.
+
+Exit status: 0 the record and the present store agree; 98 they differ; 1 a store or server is unavailable; 2 usage;
+130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clients.console import HALTED, Unavailable, print_result
+from clients.one_reference import Identity, open_promises, record, recorded
+from clients.outages import Outages
+from clients.system_of_reference import open_reference
+
+if TYPE_CHECKING:
+    from clients.settings import Settings
+
+
+async def run(settings: Settings, *, accept: bool) -> int:
+    if settings.resonate_url is None:
+        raise Unavailable("no Resonate server is configured, so no store is recorded: set RESONATE_URL")
+    outages = Outages()
+    reference = open_reference(settings, outages)
+    try:
+        await reference.open()
+        present = Identity(await reference.identity(), str(settings.tb_cluster_id))
+        async with open_promises(settings, outages) as resonate, outages.interrupting():
+            number, last = await recorded(resonate)
+            if accept and last != present:
+                number, last = number + 1, await record(resonate, number + 1, present)
+    finally:
+        await reference.close()
+    print_result(f"reference-{number}: {last}" if last is not None else "no record")
+    print_result(f"present: {present}, {reference.store}")
+    return 0 if last in (None, present) else HALTED
