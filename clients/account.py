@@ -106,7 +106,7 @@ def accounts_of(uuid: str) -> tb.QueryFilter:
     other accounts of the same customer, and the query does not find them.
     """
     return tb.QueryFilter(
-        owner_of(uuid), 0, 0, CODE, LEDGER,
+        user_data_128=owner_of(uuid), user_data_64=0, user_data_32=0, ledger=LEDGER, code=CODE,
         timestamp_min=0, timestamp_max=0, limit=10, flags=tb.QueryFilterFlags.NONE,
     )  # fmt: skip
 

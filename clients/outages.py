@@ -41,6 +41,7 @@ class Outages:
         self._ongoing: set[str] = set()
 
     def report(self, outage: Unavailable, store: str = "") -> None:
+        """End the command: raise the outage in the task of `interrupting`, or from another task cancel that one."""
         if self.wait_forever:
             if store not in self._ongoing:
                 self._ongoing.add(store)
@@ -48,7 +49,9 @@ class Outages:
         elif self._first is None:
             self._first = outage
             task = self._interrupted
-            if task is not None and task is not asyncio.current_task():
+            if task is asyncio.current_task():
+                raise outage  # a cancellation would strike at the next `await`, which may be one of the clean-up
+            if task is not None:
                 task.cancel()
 
     def over(self, store: str) -> None:

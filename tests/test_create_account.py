@@ -9,6 +9,7 @@ import pytest
 import tigerbeetle as tb
 from resonate.error import ResonateError
 
+from clients import account
 from clients.account import owner_of
 from clients.panic import Panic
 from clients.settings import Settings
@@ -240,3 +241,22 @@ def test_a_pending_workflow_ends_as_the_version_that_it_began_as(world: World, u
     world.run(user, crash="after record 2")
     assert asyncio.run(deploy()) == (world.rows(user)[0], "of version 2")
     assert world.accounts(user) == world.rows(user)
+
+
+def test_account_is_found_if_the_ledger_and_the_code_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "LEDGER", 7)
+    monkeypatch.setattr(account, "CODE", 8)
+    query, created = account.accounts_of("user"), account.account_of("user", "1")
+    assert (query.ledger, query.code) == (created.ledger, created.code) == (7, 8)
+
+
+@pytest.mark.parametrize("name", ["ledger", "code"])
+def test_other_account_of_the_same_customer_is_no_conflict(world: World, user: str, name: str) -> None:
+    """TigerBeetle's advice: the accounts of a customer share `user_data_128`, one for each ledger."""
+    other: dict[str, Any] = {"id": tb.id(), "ledger": 1, "code": 1, "user_data_128": owner_of(user)}
+    world.data.mkdir(mode=0o700)
+    [created] = world.ledger(lambda client: client.create_accounts([tb.Account(**(other | FOREIGN[name]))]))
+    assert created.status == tb.CreateAccountStatus.CREATED
+    run = world.run(user)
+    assert run.status == 0
+    assert_exists(world, user, run.guid)

@@ -22,7 +22,7 @@ OURS = {"create_account", "clients", "operations", "tests", "benchmarks"}
 
 def sources(part: str) -> list[Path]:
     path = ROOT / part
-    return [path] if path.is_file() else sorted(path.glob("*.py"))
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:

@@ -98,7 +98,7 @@ def test_the_commands_for_the_servers_create_their_accounts(tmp_path: Path) -> N
             start_new_session=True,
         )
         try:
-            wait_until(lambda: bool(world.accounts("user-7")), seconds=60)
+            wait_until(lambda: bool(world.accounts("user-7")))
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
