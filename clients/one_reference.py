@@ -99,14 +99,14 @@ def _differs(number: int, last: Identity, identity: Identity) -> str | None:
 
 
 async def _record(resonate: Resonate, number: int) -> Identity | None:
+    """Return what the promise records. None if it is missing, or if its creator died before it resolved it."""
     try:
         promise = await resonate.promises.get(f"reference-{number}")
     except ServerError as error:
         if error.code == HTTPStatus.NOT_FOUND:
             return None
         raise
-    if (
-        promise.state != "resolved"
-    ):  # its creator died before it resolved the promise; the next process does so
+    data = promise.value.data
+    if promise.state != "resolved" or data is None:
         return None
-    return Identity(str(promise.value.data["store"]), str(promise.value.data["cluster"]))
+    return Identity(str(data["store"]), str(data["cluster"]))

@@ -15,7 +15,6 @@ from urllib.parse import quote
 import msgspec
 from resonate.codec import Codec, NoopEncryptor
 from resonate.error import ServerError
-from resonate.resonate import Resonate
 from resonate.types import Value
 
 from clients.account import accounts_of, check_uuid, differences, id_of, promise_id
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import tigerbeetle as tb
+    from resonate.resonate import Resonate
 
     from clients.settings import Settings
 

@@ -7,10 +7,10 @@ Other programs start an account by name, from any language that has a Resonate S
 
 The promise's id must be `create-account-<uuid>`, so that all requests for a uuid share one promise.
 
-If a worker dies, another worker resumes its tasks after their leases expire. All workers share one
-System of Reference: with SQLite they share DATA_DIR, on one host; with PostgreSQL (REFERENCE_URL) they run on any
-number of hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the server is
-unavailable, and says so on stderr, once when the outage begins and once when it ends.
+If a worker dies, another worker resumes its tasks after their leases expire. All workers share one System of
+Reference. With SQLite they share DATA_DIR, on one host. With PostgreSQL (REFERENCE_URL) they run on any number of
+hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the
+server is unavailable, and says so on stderr, once when the outage begins and once when it ends.
 
 Exit status: 0 SIGTERM and 130 Ctrl-C, after the tasks in progress are released; 1 no server is configured, or
 it or a store is unavailable at the start; 2 usage. A second signal ends the process at once; its leases expire.

@@ -130,7 +130,7 @@ def findings(world: World, run: Callable[..., Done] = operate) -> tuple[int, lis
 def halt(world: World, user: str) -> None:
     """Make the uuid's promise rejected, without a row and without an account."""
     stage(world, user, str(tb.id()))
-    assert_halted(world, user, "SQLite exists_diff")
+    assert_halted(world, user, f"{world.reference} exists_diff")
     unstage(world, user)
 
 

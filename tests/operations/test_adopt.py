@@ -36,7 +36,7 @@ from .commands import (
 def test_sqlite_exists_diff_and_tigerbeetle_holds_it(world: World, user: str) -> None:
     guid = world.run(user).guid
     world.lose_promises()
-    assert_halted(world, user, "SQLite exists_diff")
+    assert_halted(world, user, f"{world.reference} exists_diff")
     assert_verdict(world, user, EXISTS, "exists")
     assert_adopted(world, user, guid)
 
@@ -45,7 +45,7 @@ def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user:
     world.run(user, crash="after record 2")
     [guid] = world.rows(user)
     world.lose_promises()
-    assert_halted(world, user, "SQLite exists_diff")
+    assert_halted(world, user, f"{world.reference} exists_diff")
     assert_verdict(world, user, STAGED, "staged")
     assert_adopted(world, user, guid)
 
@@ -54,7 +54,7 @@ def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(
     world: World, user: str, guid: str
 ) -> None:
     stage(world, "another", guid)
-    assert_halted(world, user, "SQLite exists_diff", guid)
+    assert_halted(world, user, f"{world.reference} exists_diff", guid)
     assert_verdict(world, user, ABSENT, "absent")
     assert_refused(world, user, "nothing is staged", "--again")
     assert assert_adopted(world, user, again=True) != guid

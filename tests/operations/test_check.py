@@ -43,7 +43,7 @@ def test_check_exists(world: World, user: str) -> None:
     assert done.stdout.splitlines() == [
         f"promise create-account-{user}: resolved, account {guid}",
         f"TigerBeetle: account {guid}",
-        f"SQLite: row with guid {guid}",
+        f"{world.reference}: row with guid {guid}",
         "exists",
     ]
 
@@ -55,7 +55,7 @@ def test_check_staged(world: World, user: str) -> None:
     assert done.stdout.splitlines() == [
         f"promise create-account-{user}: pending",
         "TigerBeetle: no account",
-        f"SQLite: row with guid {world.rows(user)[0]}",
+        f"{world.reference}: row with guid {world.rows(user)[0]}",
         "staged",
     ]
 
@@ -73,7 +73,7 @@ def test_check_absent(world: World, user: str) -> None:
     assert done.stdout.splitlines() == [
         f"promise create-account-{user}-2: not found",
         "TigerBeetle: no account",
-        "SQLite: no row",
+        f"{world.reference}: no row",
         "absent",
     ]
 
@@ -163,7 +163,8 @@ def test_reading_commands_change_no_file(world: World, user: str, crash: str) ->
 def test_check_reads_a_file_whose_writer_was_killed_at_its_first_write(world: World, user: str) -> None:
     """The -wal file ends after its header. SQLite alone fails there with "locking protocol"."""
     world.run(user)
-    file = world.data / "accounts.db"
+    if not (file := world.data / "accounts.db").exists():
+        pytest.skip("this world has no such file: a server holds the rows")
     wal, index = (file.with_name(f"{file.name}-{end}") for end in ("wal", "shm"))
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.execute("SELECT uuid FROM accounts").fetchall()

@@ -133,7 +133,7 @@ def test_losing_the_promises(world: World, user: str) -> None:
     [staged] = world.rows(f"{user}-staged")
     world.lose_promises()
     for name, guid in (("created", created), ("staged", staged)):
-        assert_halted(world, f"{user}-{name}", "SQLite exists_diff")
+        assert_halted(world, f"{user}-{name}", f"{world.reference} exists_diff")
         assert_adopted(world, f"{user}-{name}", guid)
     assert world.run(f"{user}-new").status == 0
 
@@ -190,7 +190,7 @@ def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, u
             case ["none", _]:  # no backup contains it, so it is created again
                 assert world.run(uuid).status == 0
             case _:
-                assert_halted(world, uuid, "SQLite exists_diff")
+                assert_halted(world, uuid, f"{world.reference} exists_diff")
                 assert_adopted(world, uuid, guid)
     assert findings(world) == (0, [], "clean; 8 accounts, 8 rows, 0 in progress")
 
