@@ -1,0 +1,141 @@
+"""One System of Reference: a process whose store or cluster differs from the recorded one refuses to work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from resonate.types import Value
+
+from clients.one_reference import LIFETIME_MS, Identity, open_promises, record
+from clients.outages import Outages
+from clients.settings import Settings
+
+from ..conftest import PostgresRows, ServerWorld, World, needs
+from .commands import Done, script
+from .test_worker import worker
+
+MISMATCH = "promise reference-1 records store"
+
+
+class PostgresServerWorld(PostgresRows, ServerWorld):
+    """The rows are in PostgreSQL, and the servers are real."""
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+    """A world with a Resonate server of its own."""
+    needs("resonate")
+    env = {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address}
+    world = ServerWorld(tmp_path, env)
+    if request.param == "PostgreSQL":
+        env["REFERENCE_URL"] = request.getfixturevalue("postgres").database()
+        world = PostgresServerWorld(tmp_path, env)
+    with world.stack:
+        world.start_resonate()
+        yield world
+
+
+@pytest.fixture
+def other(shared: ServerWorld, request: pytest.FixtureRequest) -> World:
+    """Another host: the same servers, and a System of Reference of its own."""
+    directory = shared.directory / "other"
+    directory.mkdir()
+    env = shared.env | {"DATA_DIR": str(directory / "data")}
+    if "REFERENCE_URL" in env:
+        env["REFERENCE_URL"] = request.getfixturevalue("postgres").database()
+    return type(shared)(directory, env)
+
+
+def assert_refused(done: Done, words: str = MISMATCH) -> None:
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert words in line
+    assert "`python -m operations reference --accept`" in line
+
+
+def test_first_process_records_its_store(shared: ServerWorld, user: str) -> None:
+    assert script(shared, "reference").stdout.startswith("no record\n")
+    assert shared.run(user).status == 0
+    done = script(shared, "reference")
+    recorded, present = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert recorded.removeprefix("reference-1: ") in present
+
+
+def test_process_with_another_store_refuses_to_work(shared: ServerWorld, other: World, user: str) -> None:
+    guid = shared.run(user).guid
+    lines = other.directory / "lines"
+    lines.write_text(f"{user}-2\n")
+    refused = other.run(f"{user}-2")
+    assert (refused.status, refused.out, refused.steps) == (1, "", [])
+    assert MISMATCH in refused.err
+    for command in (["backfill", str(lines)], ["adopt", user], ["worker"]):
+        assert_refused(script(other, *command))
+    assert other.sql("SELECT uuid FROM accounts") == []
+    assert shared.accounts(user) == [guid]
+
+
+def test_reading_commands_report_another_store_and_still_read(
+    shared: ServerWorld, other: World, user: str
+) -> None:
+    guid = shared.run(user).guid
+    other.run(user)  # it is refused, but makes the empty store
+    done = script(other, "check", user)
+    assert MISMATCH in done.stderr
+    assert f"TigerBeetle: account {guid}" in done.stdout
+    audit = script(other, "audit")
+    assert MISMATCH in audit.stderr
+    assert f"TigerBeetle holds account {guid}" in audit.stdout
+
+
+def test_process_with_another_cluster_refuses_to_work(shared: ServerWorld, user: str) -> None:
+    shared.run(user)
+    refused = shared.run(user, TB_CLUSTER_ID="1")
+    assert (refused.status, refused.steps) == (1, [])
+    assert "and cluster 0, but this process uses" in refused.err
+
+
+def test_accepted_store_replaces_the_recorded_one(shared: ServerWorld, other: World, user: str) -> None:
+    shared.run(user)
+    assert script(other, "reference").returncode == 98
+    accepted = script(other, "reference", "--accept")
+    assert (accepted.returncode, accepted.stdout.partition(":")[0]) == (0, "reference-2")
+    assert script(other, "reference", "--accept").stdout == accepted.stdout, "accepted twice"
+    refused = shared.run(f"{user}-2")
+    assert (refused.status, refused.steps) == (1, [])
+    assert other.run(f"{user}-2").status == 0
+
+
+def test_running_worker_of_the_old_store_ends_when_another_is_accepted(
+    shared: ServerWorld, other: World
+) -> None:
+    with worker(shared, PATIENCE="1") as serving:
+        assert script(other, "reference", "--accept").returncode == 0
+        assert serving.end() == 1
+        assert len(serving.said("promise reference-2 records store")) == 1
+
+
+def test_one_of_two_first_processes_wins(server_world: ServerWorld) -> None:
+    async def race() -> None:
+        settings, outages = Settings.read(server_world.env), Outages()
+        async with open_promises(settings, outages) as one, open_promises(settings, outages) as two:
+            for number in range(1, 21):
+                a, b = Identity("a", "0"), Identity("b", "0")
+                first, second = await asyncio.gather(record(one, number, a), record(two, number, b))
+                assert first == second
+                assert first in (a, b)
+
+    asyncio.run(race())
+
+
+def test_next_process_completes_the_record_of_a_dead_creator(server_world: ServerWorld, user: str) -> None:
+    async def create() -> None:
+        async with open_promises(Settings.read(server_world.env), Outages()) as resonate:
+            await resonate.promises.create("reference-1", LIFETIME_MS * 2, Value(data=None), {})
+
+    asyncio.run(create())
+    assert server_world.run(user).status == 0
+    assert script(server_world, "reference").returncode == 0
