@@ -384,6 +384,10 @@ class ServerWorld(World):
         self.sql("DELETE FROM accounts")
 
 
+class PostgresServerWorld(PostgresRows, ServerWorld):
+    """The rows are in PostgreSQL, and the servers are real."""
+
+
 def needs(name: str) -> None:
     if name not in PATH:
         pytest.skip(f"a real server is missing: put `{name}` on PATH")

@@ -13,15 +13,11 @@ from clients.one_reference import LIFETIME_MS, Identity, open_promises, record
 from clients.outages import Outages
 from clients.settings import Settings
 
-from ..conftest import PostgresRows, ServerWorld, World, needs
+from ..conftest import PostgresServerWorld, ServerWorld, World, needs
 from .commands import Done, script
 from .test_worker import worker
 
 MISMATCH = "promise reference-1 records store"
-
-
-class PostgresServerWorld(PostgresRows, ServerWorld):
-    """The rows are in PostgreSQL, and the servers are real."""
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])

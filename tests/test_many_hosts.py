@@ -1,0 +1,98 @@
+"""docs/many-hosts.md and its compose file are true, as far as they can be tried without containers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clients.settings import Settings
+
+from .conftest import ROOT, ServerWorld, needs, tigerbeetle_server
+from .postgres import Postgres
+
+DOCUMENT = (ROOT / "docs" / "many-hosts.md").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "many-hosts" / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+ONE_HOST: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+REPLICAS = [SERVICES[f"tigerbeetle-{number}"] for number in range(3)]
+WORKERS = [SERVICES[name] for name in ("worker-1", "worker-2")]
+
+
+def test_the_move_to_postgresql_works_as_written(tmp_path: Path, postgres: Postgres, user: str) -> None:
+    needs("tigerbeetle")
+    needs("resonate")
+    [commands] = re.findall(r"```sh move\n(.*?)```", DOCUMENT, re.DOTALL)
+    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+    with world.stack:
+        world.env["TB_ADDRESS"] = world.stack.enter_context(tigerbeetle_server(tmp_path))
+        world.start_resonate()
+        before = world.run(user).guid
+        world.run(f"{user}-pending", crash="after effect 2")
+        [pending] = world.rows(f"{user}-pending")
+        world.env["REFERENCE_URL"] = postgres.database()
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euc", commands],
+            env=world.environ() | {"PATH": path},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "clean; 1 accounts, 2 rows, 1 in progress" in done.stdout
+        assert "reference-2: " in done.stdout
+        assert world.run(user).guid == before
+        assert world.run(f"{user}-pending").guid == pending
+        del world.env["REFERENCE_URL"]
+        assert world.run(f"{user}-new").status == 1, "a process still uses SQLite"
+
+
+def test_images_are_those_of_the_other_compose_file() -> None:
+    assert {replica["image"] for replica in REPLICAS} == {ONE_HOST["tigerbeetle"]["image"]}
+    assert SERVICES["resonate"]["image"] == ONE_HOST["resonate"]["image"]
+    assert re.fullmatch(r"postgres:\d+\.\d+", SERVICES["postgres"]["image"])
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+def test_a_service_has_no_privilege_and_publishes_to_this_machine_only(service: dict[str, Any]) -> None:
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in service.get("ports", []))
+
+
+def test_each_replica_has_its_own_number_address_and_volume() -> None:
+    addresses = {replica["environment"]["ADDRESSES"] for replica in REPLICAS}
+    [listed] = [text.split(",") for text in addresses]
+    for number, replica in enumerate(REPLICAS):
+        own = replica["networks"]["default"]["ipv4_address"]
+        assert replica["environment"]["REPLICA"] == number
+        assert replica["environment"]["OWN_ADDRESS"] == own
+        assert listed[number] == f"{own}:3000"
+        assert replica["volumes"] == [f"tigerbeetle-{number}:/data"]
+        assert "--replica-count=3" in replica["command"][0]
+
+
+def test_workers_share_no_file_and_use_the_services() -> None:
+    for worker in WORKERS:
+        assert "volumes" not in worker
+        env = {
+            name: re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text) for name, text in worker["environment"].items()
+        }
+        settings = Settings.read(env)
+        assert settings.reference_url == "postgresql://postgres:secret@postgres:5432/accounts"
+        assert settings.resonate_url == "http://resonate:8001"
+        assert settings.tb_address == REPLICAS[0]["environment"]["ADDRESSES"]
+        assert set(worker["depends_on"]) == set(SERVICES) - {"worker-1", "worker-2"}
+    assert SERVICES["resonate"]["environment"]["RESONATE_STORAGE__POSTGRES__URL"].endswith(
+        "@postgres:5432/resonate"
+    )
+    assert COMPOSE["configs"]["resonate-database"]["content"] == "CREATE DATABASE resonate;"
