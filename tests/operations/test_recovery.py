@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -42,18 +42,27 @@ from .commands import (
 
 @dataclass
 class Files:
-    """Backups of a world's files. Servers are stopped while their files are copied."""
+    """Backups of a world's files. Servers are stopped while their files are copied. PostgreSQL's rows are read."""
 
     world: World
     tigerbeetle: subprocess.Popen[bytes] | None = None
+    rows: list[tuple[str, str]] = field(default_factory=list)
 
     def back_up(self, store: str) -> None:
+        if store == "SQLite" and self.world.reference == "PostgreSQL":
+            self.rows = self.world.sql("SELECT uuid, guid FROM accounts")
+            return
         (self.world.directory / f"backup of {store}").mkdir()
         with self._stopped(store):
             for path in self._of(store):
                 shutil.copy(path, self.world.directory / f"backup of {store}")
 
     def restore(self, store: str) -> None:
+        if store == "SQLite" and self.world.reference == "PostgreSQL":
+            self.world.sql("DELETE FROM accounts")
+            for row in self.rows:
+                self.world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", *row)
+            return
         with self._stopped(store):
             directory = self._of(store)[0].parent
             for path in self._of(store):
