@@ -40,7 +40,7 @@ from clients.command_line import parse_uuid
 from clients.console import print_result
 from clients.opening import Clients, open_clients
 from clients.panic import Panic
-from clients.results import check_if_new, confirmed_guid
+from clients.results import confirmed_guid, settled
 from clients.settings import Settings
 from clients.system_of_record import SystemOfRecord
 from clients.system_of_reference import SystemOfReference
@@ -188,8 +188,8 @@ async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[t
 async def run(uuid: str, settings: Settings) -> str:
     """Create the account, or resume its creation, and return its guid. Raises `Halted` for an operator."""
     async with connect(settings) as (resonate, clients):
-        await check_if_new(resonate, uuid)
-        promise = resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)
+        promise = await settled(resonate, uuid)
+        promise = promise or resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)
         return await confirmed_guid(promise, uuid, clients.record)
 
 

@@ -68,6 +68,12 @@ def promise_id(uuid: str, attempt: int = 1) -> str:
     return first if attempt == 1 else f"attempt-{attempt}-{first}"
 
 
+def uuid_of(id_: str) -> str | None:
+    """Return the uuid that a promise's id belongs to, of a first run or of a later attempt; None for other ids."""
+    match = re.fullmatch(r"(?:attempt-\d+-)?create-account-(.*)", id_, re.DOTALL)
+    return match[1] if match else None
+
+
 def check_request(id_: str, uuid: object) -> None:
     """Raise ValueError, saying why, if a promise with this id must not create this uuid's account.
 
@@ -79,10 +85,9 @@ def check_request(id_: str, uuid: object) -> None:
         check_uuid(uuid)
     except ValueError as error:
         raise ValueError(f"{error}; no account was created") from error
-    match = re.fullmatch(r"(?:attempt-\d+-)?create-account-(.*)", id_, re.DOTALL)
-    if match and match[1] != uuid:
+    if uuid_of(id_) not in (None, uuid):
         raise ValueError(
-            f"promise {id_} belongs to uuid {match[1]!r}, but its argument is {uuid!r}; no account was created"
+            f"promise {id_} belongs to uuid {uuid_of(id_)!r}, but its argument is {uuid!r}; no account was created"
         )
 
 

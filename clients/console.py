@@ -21,6 +21,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 class Unavailable(Exception):
     """A store or server cannot be used now. The message is one line: object, cause, action."""
 
+    #: Whether a worker may wait until it is over.
+    passes = True
+
 
 class UsageError(Exception):
     """The command line is invalid. The message is one line."""
@@ -107,7 +110,7 @@ def _status(module: str, connect_early: bool) -> int:  # noqa: FBT001
     except Unavailable as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"{error}; no account is lost: fix the cause and run again")
+        return _fail(f"{error}; fix the cause and run again: an account that is begun is resumed")
     except Exception as error:
         if {"-v", "--verbose"} & set(sys.argv):
             raise

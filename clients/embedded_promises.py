@@ -16,10 +16,12 @@ import msgspec
 from resonate.connections import LocalConnection
 from resonate.connections.local import (
     DurablePromise,
+    OutgoingMessage,
     PTimeout,
     ServerState,
     Task,
     TTimeout,
+    extract_action_data,
     unwrap_request_envelope,
     wrap_response_envelope,
 )
@@ -27,9 +29,10 @@ from resonate.error import ConnectorError, ServerError
 from resonate.timing import Clock, now_ms
 from resonate_base import ORIGIN_HEADER
 
+from . import unexecutable
 from .console import Unavailable
 from .outages import FIRST_ANSWER_TIMEOUT_S, Outages
-from .sqlite_file import Database, open_private
+from .sqlite_file import Database, check_identity, identity, open_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,11 +94,12 @@ class EmbeddedPromises(LocalConnection):
     def __init__(self, directory: Path, group: str, outages: Outages, clock: Clock = now_ms) -> None:
         super().__init__(group=group, clock=clock)
         self._database = Database(directory / "promises.db", self.SCHEMA)
+        self._lock_path = self._database.path.with_suffix(".lock")
         self._outages = outages
         self._origins: dict[str, asyncio.Future[_Origin]] = {}
 
     async def open(self) -> Self:
-        self._lock_fd = await _lock(self._database.path.with_suffix(".lock"))
+        self._lock_fd = await _lock(self._lock_path)
         await self._database.open()
         return self
 
@@ -113,10 +117,14 @@ class EmbeddedPromises(LocalConnection):
         request = unwrap_request_envelope(msgspec.json.decode(req))
         if request["kind"].startswith("schedule."):
             raise ServerError(501, "embedded promises have no schedules; start a Resonate server")
+        if request["kind"] == "task.release" and (cause := unexecutable.cause_of_release()):
+            message = unexecutable.message(request["id"], cause)
+            self._dispatch_messages([OutgoingMessage(address="", message=message)])
+            raise ConnectorError(cause)  # not released: the engine would offer it again at once, in a loop
         name = (headers or {})[ORIGIN_HEADER]
         origin = await self._enter(name)
         try:
-            response = origin.state.apply(self._clock(), request)
+            response = _refusal(origin.state, request) or origin.state.apply(self._clock(), request)
             if request["kind"] == "task.fence":
                 # The SDK already knows the task's other steps: it ran them, or got them at the start.
                 response["preload"] = []
@@ -170,6 +178,9 @@ class EmbeddedPromises(LocalConnection):
         snapshot = origin.snapshot()
         if snapshot != origin.saved:
             try:
+                check_identity(
+                    self._lock_path, identity(self._lock_fd)
+                )  # else another process may use them, too
                 await self._database.write(
                     "INSERT OR REPLACE INTO origins VALUES (?, ?)", name, snapshot.decode()
                 )
@@ -178,6 +189,20 @@ class EmbeddedPromises(LocalConnection):
                 raise ConnectorError(outage) from outage
             origin.saved = snapshot
         self._dispatch_messages(outgoing)
+
+
+def _refusal(state: ServerState, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Refuse to run a promise without a task, as the Resonate server does.
+
+    The engine answers 409, as if another process had leased the task, and the SDK waits for that process.
+    """
+    if request["kind"] != "task.create":
+        return None
+    id_ = extract_action_data(request["action"])["id"]
+    if id_ not in state.promises or id_ in state.tasks:
+        return None
+    error = "Promise exists without a target task"
+    return {"kind": "task.create", "corrId": request.get("corrId"), "status": 422, "error": error}
 
 
 def _is_repeatable(request: dict[str, Any], response: dict[str, Any]) -> bool:

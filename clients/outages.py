@@ -42,7 +42,7 @@ class Outages:
 
     def report(self, outage: Unavailable, store: str = "") -> None:
         """End the command: raise the outage in the task of `interrupting`, or from another task cancel that one."""
-        if self.wait_forever:
+        if self.wait_forever and outage.passes:
             if store not in self._ongoing:
                 self._ongoing.add(store)
                 print_diagnostic(f"{outage}; this worker waits until it recovers")
@@ -86,7 +86,7 @@ class Outages:
                 return await request()
             except Unavailable as outage:
                 self.report(outage, store)
-                if not self.wait_forever:
+                if not (self.wait_forever and outage.passes):
                     raise PlatformError([ConnectorError(outage)]) from outage
             await asyncio.sleep(RETRY_INTERVAL_S)
 

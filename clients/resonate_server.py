@@ -20,6 +20,7 @@ from resonate.transport import ExecuteMsg, Message, Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
 from . import outages as limits
+from . import unexecutable
 from .console import Unavailable, print_diagnostic
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class Requests(HttpConnection):
     - Leases: a task of this process that another process has leased is polled until it is settled. The server
       would offer it to one process of its choice and, if that one is dead, to the next only much later.
     - Results: a result of this process is delivered to it at once. The server pushes ten times a second.
-    - Unknown functions: a worker does not release a task that it cannot run. The server would offer it again
-      at once, in a loop. Its lease expires first.
+    - Tasks that cannot be executed: a worker does not release such a task. The server would offer it again at
+      once, in a loop. Its lease expires first. A command stops waiting for it (unexecutable.py).
     """
 
     def __init__(self, url: str, token: str | None, outages: Outages, messages: Messages) -> None:
@@ -103,6 +104,7 @@ class Requests(HttpConnection):
         self._stopping = False
         self._stopped_event = asyncio.Event()
         self._failing: set[Request] = set()
+        self._named: set[str] = set()
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         request = msgspec.json.decode(req, type=Request)
@@ -114,9 +116,11 @@ class Requests(HttpConnection):
             error = sys.exception()
             why = f"{error}; its task is not released and is redelivered after the lease expires"
             cause = error.cause if isinstance(error, PlatformError) else error
-            if not (
-                isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
+            conflict = isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
+            if (
+                not conflict and request.data["id"] not in self._named
             ):  # a conflict: another process has leased it
+                self._named.add(request.data["id"])
                 print_diagnostic(f"cannot run {request.data['id']}: {why}")
             raise ConnectorError(RuntimeError(why))
         response, reply = await self._ask(request, req, headers)
@@ -225,6 +229,9 @@ class Requests(HttpConnection):
                     self._messages.deliver("unblock", {"promise": reply.data["promise"]})
             case "task.release":
                 self._leased_tasks.discard(request.data["id"])
+                if cause := unexecutable.cause_of_release():
+                    self._started.discard(request.data["id"])
+                    self._messages.deliver(**unexecutable.message(request.data["id"], cause))
                 self._ask_for(request.data["id"])
 
     def _ask_for(self, task_id: str) -> None:

@@ -10,6 +10,7 @@ from resonate.error import ServerError
 from .account import check_new_uuid, promise_id
 from .console import Halted, UsageError
 from .panic import Panic
+from .unexecutable import Unexecutable, unexecutable
 
 if TYPE_CHECKING:
     from resonate.handle import ResonateHandle
@@ -18,24 +19,19 @@ if TYPE_CHECKING:
     from .system_of_record import SystemOfRecord
 
 
-async def exists(resonate: Resonate, id_: str) -> bool:
-    """Return whether there is a promise with this id."""
+async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
+    """Return the account's promise if it is settled; None if it must be run.
+
+    Raises UsageError if the uuid is probably a mistake and no account was requested with it before.
+    """
     try:
-        await resonate.promises.get(id_)
+        promise = await resonate.get(promise_id(uuid))
     except ServerError as error:
         if error.code != HTTPStatus.NOT_FOUND:
             raise
-        return False
-    return True
-
-
-async def check_if_new(resonate: Resonate, uuid: str) -> None:
-    """Raise UsageError if the uuid is probably a mistake and no account was requested with it before."""
-    try:
         check_if_acceptable(uuid)
-    except UsageError:
-        if not await exists(resonate, promise_id(uuid)):
-            raise
+        return None
+    return promise if promise.done() else None
 
 
 def check_if_acceptable(uuid: str) -> None:
@@ -49,14 +45,23 @@ def check_if_acceptable(uuid: str) -> None:
 async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, record: SystemOfRecord) -> str:
     """Wait for the promise and return its guid, after TigerBeetle is seen to hold that account.
 
-    Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none.
+    Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none, and `Unexecutable`.
     """
-    await promise.id()  # raises an error of the creation; without this, `result` would wait without a limit
+    try:
+        await (
+            promise.id()
+        )  # raises an error of the creation; without this, `result` would wait without a limit
+    except ServerError as error:
+        if error.code != HTTPStatus.UNPROCESSABLE_ENTITY:
+            raise
+        raise unexecutable(promise_id(uuid), "it has no task, because another program created it") from error
     try:
         result = await promise.result()
         guid = str(result["guid"]) if result["uuid"] == uuid else None
     except Panic as panic:
         raise Halted(str(panic)) from panic
+    except Unexecutable:
+        raise
     except Exception as error:  # any class of error can be stored in a promise
         problem = f"{type(error).__name__}: {error}"
         raise Halted(

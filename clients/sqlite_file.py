@@ -50,6 +50,33 @@ def open_private(path: Path) -> int:
         ) from error
 
 
+class Replaced(Unavailable):
+    """A file was removed or replaced while this process used it, so what this process writes is lost.
+
+    Overwriting the file in place is not noticed, and neither is the loss of its -wal file.
+    """
+
+    passes = False
+
+
+def identity(file: Path | int) -> tuple[int, int] | None:
+    """Return the device and the inode of a file; None if it does not exist."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 - it takes a file descriptor, too
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_identity(path: Path, opened: tuple[int, int] | None) -> None:
+    """Raise `Replaced` if the path no longer names the file that was opened."""
+    if identity(path) != opened:
+        raise Replaced(
+            f"{path} was removed or replaced while this process used it; nothing more was recorded: "
+            "restore the file and run again"
+        )
+
+
 #: The work, and whether it writes.
 type Transaction = tuple[Callable[[sqlite3.Connection], Any], bool]
 
@@ -68,6 +95,7 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
         self._transactions = Batcher(self._commit_patiently)
         self._db: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
         self._closed = False
         self.fail_if_locked = False  # do not wait for another process's lock any more
 
@@ -116,7 +144,7 @@ class Database:
         except sqlite3.Error:
             db.close()
             raise
-        self._db = db
+        self._db, self._identity = db, identity(self.path)
 
     async def _commit_patiently(self, batch: list[Transaction]) -> list[Any]:
         return await self._retry_while_locked(
@@ -139,6 +167,7 @@ class Database:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        check_identity(self.path, self._identity)
         return results
 
     async def _on_thread[T](self, work: Callable[[], T]) -> T:

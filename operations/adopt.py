@@ -6,7 +6,7 @@ So this command may write, under a durable promise of its own:
 - A row is staged, and TigerBeetle holds no account for the uuid: the row's own guid is committed.
 - TigerBeetle holds one account for the uuid, and there is no row: its row is staged again.
 - Neither, and `--again`: `create_account` runs once more, with a new guid.
-- Both, and they agree: nothing is written.
+- Both, and they agree: nothing is written. If a promise names another guid, a line says so.
 
 Then it prints the same two lines as `create_account.py`, read from the stores, each time it is run.
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clients.account import promise_id
-from clients.console import Halted, print_result
+from clients.console import Halted, print_diagnostic, print_result
 from clients.panic import Panic
 from clients.system_of_record import SystemOfRecord
 from clients.system_of_reference import SystemOfReference
@@ -119,11 +119,12 @@ def decide(state: AccountState, *, again: bool) -> Attempt | None:
             raise Refused(f"promise {first} is pending; to resume it, run {command}")
         return Attempt(promises[-1].id, create_account, (uuid,))  # the promise records which workflow it is
 
+    if state.agrees:
+        return None
+
     lost = state.broken_promises()
     if state.contradictions() or any(promise.guid != state.guid for promise in lost):
         raise Refused("; ".join(state.reasons()))
-    if state.accounts and state.rows:
-        return None
 
     next_id = promise_id(uuid, len(promises) + 1)
     if state.accounts:
@@ -154,8 +155,14 @@ async def run(uuid: str, settings: Settings, *, again: bool) -> int:
         except Panic as panic:
             raise Halted(str(panic)) from panic
         state = await read(uuid, settings)
-    if state.verdict != "exists":
-        raise Halted(f"PANIC: uuid {uuid!r} is {state.verdict}: {'; '.join(state.reasons())}")
+    if not state.agrees:
+        reasons = "; ".join(state.reasons()) or "a store has changed since the attempt; run adopt again"
+        raise Halted(f"PANIC: uuid {uuid!r} is {state.verdict}: {reasons}")
+    for promise in state.broken_promises():
+        print_diagnostic(
+            f"both stores hold this account, but promise {promise.id} names guid {promise.guid} of uuid "
+            f"{promise.uuid!r}: use the guid below, and correct it wherever the other one was received"
+        )
     print_result(f"UUID: {uuid}\nGUID: {state.guid}")
     return 0
 

@@ -26,7 +26,7 @@ import tigerbeetle as tb
 from clients.account import CODE, LEDGER, differences, id_of
 from clients.console import HALTED, print_result
 
-from .state import open_readers, read_state
+from .state import PAGE, open_readers, read_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from clients.settings import Settings
 
     from .state import Readers
-
-#: Entries per page. A TigerBeetle request and an SQL statement can hold this many everywhere.
-PAGE = 500
 
 
 async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:

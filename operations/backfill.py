@@ -28,16 +28,15 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from resonate.error import ServerError
 from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_uuid, promise_id
 from clients.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
-from clients.results import check_if_acceptable, confirmed_guid
+from clients.results import confirmed_guid, settled
+from clients.unexecutable import Unexecutable
 from create_account import DEADLINE, connect, create_account
 
 if TYPE_CHECKING:
@@ -159,22 +158,15 @@ class Backfill:
             guid = await confirmed_guid(promise, uuid, self._clients.record)
         except UsageError as error:
             return Account(uuid, invalid=str(error))
-        except Halted as halted:
+        except (Halted, Unexecutable) as halted:
             return Account(uuid, halted=str(halted))
         return Account(uuid, guid, existed)
 
     async def _promise(self, uuid: str) -> tuple[bool, ResonateHandle[Any]]:
         """Return a handle to the account's durable promise, and whether the promise was settled before."""
-        id_ = promise_id(uuid)
-        try:
-            promise = await self._resonate.get(id_)
-            if promise.done():
-                return True, promise
-        except ServerError as error:
-            if error.code != HTTPStatus.NOT_FOUND:
-                raise
-            check_if_acceptable(uuid)
-        return False, self._resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
+        if promise := await settled(self._resonate, uuid):
+            return True, promise
+        return False, self._resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)
 
     async def _print(self, account: Account) -> None:
         repeated = self._asked.pop(account.uuid, None) is None

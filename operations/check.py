@@ -40,8 +40,7 @@ async def run(uuid: str, settings: Settings) -> int:
 
 def report(state: AccountState) -> None:
     for promise in state.promises:
-        message = promise.value.get("message", "") if isinstance(promise.value, dict) else ""
-        detail = f"account {promise.guid}" if promise.guid is not None else " ".join(str(message).split())
+        detail = f"account {promise.guid}" if promise.guid is not None else promise.message
         print_result(f"promise {promise.id}: {promise.state}" + (f", {detail}" if detail else ""))
     if not state.promises:
         print_result(f"promise {promise_id(state.uuid)}: not found")

@@ -18,12 +18,13 @@ Commands for operators of create_account.py.
 
   check UUID           Does this account exist? Prints what the promises and both stores hold.
   audit                Do TigerBeetle and the System of Reference agree about all accounts?
+  halted               Which accounts are halted, and why?
   adopt UUID           After a panic: finish the account. With --again: create it if nothing is left.
   backfill [FILE]      Create an account for each uuid of a list, one per line.
   reference            Which store is the System of Reference? With --accept: record the present store.
   worker               Create the accounts that other programs request from a Resonate server.
 
-check and audit change nothing. All commands read the same settings as create_account.py.
+check, audit and halted change nothing. All commands read the same settings as create_account.py.
 `%(prog)s COMMAND --help` explains one command.
 """
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_uuid(add("check", "Does this account exist? Reads everything and changes nothing."))
     add("audit", "Do the two stores agree? Reads all of both and changes nothing.")
+    add("halted", "Which accounts are halted, and why? Reads all promises and changes nothing.")
     adopt = add("adopt", "After a panic: finish the account.")
     add_uuid(adopt)
     adopt.add_argument(

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import msgspec
 from resonate.codec import Codec, NoopEncryptor
-from resonate.error import ServerError
-from resonate.types import Value
+from resonate.error import ResonateError, ServerError
+from resonate.types import PromiseRecord, Value
 
 from clients.account import accounts_of, check_uuid, differences, id_of, promise_id
 from clients.console import Unavailable, print_diagnostic
@@ -40,6 +40,9 @@ type Verdict = Literal["exists", "staged", "unreferenced", "absent", "conflict"]
 
 # -- Reading ---------------------------------------------------------------
 
+
+#: Entries per page. A TigerBeetle request, an SQL statement and a Resonate server can answer this many.
+PAGE = 500
 
 #: Size of a -wal file's header. SQLite cannot read a -wal file that ends there.
 WAL_HEADER_BYTES = 32
@@ -114,13 +117,29 @@ class Promise:
     id: str
     state: str
     value: Any
+    param: Any = None
+    target: str | None = None  # who executes it; None if nobody does
+
+    @property
+    def message(self) -> str:
+        """What a rejected promise says, in one line."""
+        message = self.value.get("message", "") if isinstance(self.value, dict) else ""
+        return " ".join(str(message).split())
+
+    @property
+    def uuid(self) -> str | None:
+        """The uuid that a resolved promise records; None for any other promise."""
+        return self._result("uuid")
 
     @property
     def guid(self) -> str | None:
         """The guid that a resolved promise records; None for any other promise."""
+        return self._result("guid")
+
+    def _result(self, name: str) -> str | None:
         if self.state != "resolved" or not isinstance(self.value, dict):
             return None
-        return str(self.value.get("guid"))
+        return str(self.value.get(name))
 
 
 class ReferenceReader(Protocol):
@@ -177,6 +196,7 @@ class Readers:
     reference: ReferenceReader
     record: SystemOfRecord
     promise: Callable[[str], Awaitable[Promise | None]]
+    unresolved: Callable[[], AsyncIterator[Promise]]  # all top-level promises that are not resolved
     outages: Outages
 
 
@@ -190,10 +210,11 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
     resonate: Resonate | None = None
     async with contextlib.AsyncExitStack() as stack:
         if settings.resonate_url is None:
-            promise = _embedded(await ReadOnly(settings.data_dir / "promises.db").open())
+            database = await ReadOnly(settings.data_dir / "promises.db").open()
+            promise, unresolved = _embedded(database), _embedded_unresolved(database)
         else:
             resonate = await stack.enter_async_context(open_promises(settings, outages))
-            promise = _served(resonate)
+            promise, unresolved = _served(resonate), _served_unresolved(resonate)
         reference: ReferenceReader
         if settings.reference_url is None:
             reference = SqliteReader(settings.data_dir / "accounts.db")
@@ -216,31 +237,83 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
             record = open_record(settings, outages)
         stack.push_async_callback(record.close)
         await record.open()
-        yield Readers(reference, record, promise, outages)
+        yield Readers(reference, record, promise, unresolved, outages)
 
 
 def _embedded(promises: ReadOnly) -> Callable[[str], Awaitable[Promise | None]]:
     async def get(id_: str) -> Promise | None:
         for (state,) in await promises.read("SELECT state FROM origins WHERE origin = ?", id_):
-            promise = msgspec.json.decode(state)["promises"][id_]
-            value = msgspec.convert(promise["value"] or {}, Value)
-            return Promise(id_, promise["state"], Codec(NoopEncryptor()).decode(value))
+            return _decoded(_record(msgspec.json.decode(state)["promises"][id_]))
         return None
 
     return get
 
 
+def _embedded_unresolved(promises: ReadOnly) -> Callable[[], AsyncIterator[Promise]]:
+    async def search() -> AsyncIterator[Promise]:
+        last, select = "", "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
+        while page := await promises.read(select, last, PAGE):
+            for origin, state in page:
+                promise = msgspec.json.decode(state)["promises"].get(origin)
+                if promise is not None and promise["state"] != "resolved":
+                    yield _decoded(_record(promise))
+            last = page[-1][0]
+
+    return search
+
+
+def _record(promise: dict[str, Any]) -> PromiseRecord:
+    """Return a promise of the embedded engine as a server would."""
+    return msgspec.convert(
+        {
+            "id": promise["id"],
+            "state": promise["state"],
+            "param": promise["param"] or {},
+            "value": promise["value"] or {},
+            "tags": promise["tags"],
+            "timeoutAt": promise["timeout_at"],
+        },
+        PromiseRecord,
+    )
+
+
 def _served(resonate: Resonate) -> Callable[[str], Awaitable[Promise | None]]:
     async def get(id_: str) -> Promise | None:
         try:
-            promise = await resonate.promises.get(id_)
+            promise = await resonate.promises.sender.promise_get(id_)
         except ServerError as error:
             if error.code == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        return Promise(id_, promise.state, promise.value.data)
+        return _decoded(promise)
 
     return get
+
+
+def _served_unresolved(resonate: Resonate) -> Callable[[], AsyncIterator[Promise]]:
+    async def search() -> AsyncIterator[Promise]:
+        for state in ("rejected", "rejected_canceled", "rejected_timedout", "pending"):
+            cursor, more = None, True
+            while more:
+                page = await resonate.promises.sender.promise_search(state, None, PAGE, cursor)
+                for promise in page.promises:
+                    if ":" not in promise.id:  # else it is a step
+                        yield _decoded(promise)
+                cursor, more = page.cursor, page.cursor is not None
+
+    return search
+
+
+def _decoded(promise: PromiseRecord) -> Promise:
+    """Return the promise. What cannot be decoded is None."""
+
+    def decode(value: Value) -> Any:
+        with contextlib.suppress(ResonateError, msgspec.MsgspecError):
+            return Codec(NoopEncryptor()).decode(value)
+        return None
+
+    target = promise.tags.get("resonate:target")
+    return Promise(promise.id, promise.state, decode(promise.value), decode(promise.param), target)
 
 
 # -- The state of one account ----------------------------------------------
@@ -288,17 +361,26 @@ class AccountState:
             ]
         return problems
 
+    @property
+    def agrees(self) -> bool:
+        """Whether both stores hold this account. A promise may still name another guid."""
+        return bool(self.accounts and self.rows) and not self.contradictions()
+
     def broken_promises(self) -> list[Promise]:
-        """Return the resolved promises whose account TigerBeetle does not hold."""
+        """Return the resolved promises whose account TigerBeetle does not hold, or that are for another uuid."""
         held = {str(account.id) for account in self.accounts}
         return [
-            promise for promise in self.promises if promise.state == "resolved" and promise.guid not in held
+            promise
+            for promise in self.promises
+            if promise.state == "resolved" and (promise.guid not in held or promise.uuid != self.uuid)
         ]
 
     def reasons(self) -> list[str]:
         """Return the reasons for the verdict `conflict`."""
         return self.contradictions() + [
             f"promise {promise.id} is resolved, but TigerBeetle does not hold its account {promise.guid}"
+            if promise.uuid == self.uuid
+            else f"promise {promise.id} is resolved for uuid {promise.uuid!r}"
             for promise in self.broken_promises()
         ]
 

@@ -28,8 +28,6 @@ from resonate.error import ResonateError
 from clients import outages
 from clients.console import INTERRUPTED, Unavailable, print_diagnostic
 from clients.one_reference import Identity, check_or_record
-from clients.resonate_server import GROUP
-from clients.results import exists
 from create_account import connect
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ async def run(settings: Settings) -> int:
     received = cancel_at_first_signal()
     try:
         async with connect(settings, serve=True) as (resonate, clients):
-            await exists(resonate, GROUP)  # raises an outage at the start
             identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
             clients.outages.wait_forever = True
             print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")

@@ -1,0 +1,76 @@
+"""Which accounts are halted? `python -m operations halted` reads all promises and changes nothing.
+
+It prints one line for each account whose durable promise was rejected or canceled, or cannot be executed by this
+program, with the reason and the command that shows more:
+
+    halted: create-account-user-1 is rejected: PANIC: ...; more: python -m operations check -- user-1
+    adopted: create-account-user-2 is rejected: PANIC: ...
+
+and a count at the end. `adopted`: the account exists by now.
+
+Exit status: 98 if an account is halted and not adopted, else 0; 1 something cannot be read; 2 usage; 130 Ctrl-C.
+It uses constant memory and may run while accounts are created.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from clients.account import uuid_of
+from clients.console import HALTED, print_result
+
+from .state import is_uuid, open_readers, read_state
+
+if TYPE_CHECKING:
+    from clients.settings import Settings
+
+    from .state import Promise
+
+#: What this program can execute: the names and versions that create_account.py and adopt.py register.
+FUNCTIONS = {("create_account", 1), ("commit_staged", 1), ("stage_committed", 1)}
+
+
+async def run(settings: Settings) -> int:
+    count: Counter[str] = Counter()
+    async with open_readers(settings) as readers, readers.outages.interrupting():
+        async for promise in readers.unresolved():
+            uuid = uuid_of(promise.id)
+            if uuid is None or reason_of(promise) is None:
+                continue
+            if not is_uuid(uuid):
+                count["halted"] += 1
+                print_result(f"halted: {promise.id} {reason_of(promise)}")
+                continue
+            state = await read_state(readers, uuid)
+            unresolved = [p for p in state.promises if reason_of(p) is not None] or [promise]
+            if unresolved[0].id != promise.id:
+                continue  # an account is listed once, with its first promise
+            line = f"{unresolved[-1].id} {reason_of(unresolved[-1])}"
+            if state.agrees:
+                count["adopted"] += 1
+                print_result(f"adopted: {line}")
+            else:
+                count["halted"] += 1
+                print_result(f"halted: {line}; more: python -m operations check -- {shlex.quote(uuid)}")
+    print_result(f"{count['halted']} halted, {count['adopted']} adopted")
+    return HALTED if count["halted"] else 0
+
+
+def reason_of(promise: Promise) -> str | None:
+    """Return why the promise is halted; None if it is resolved, or if this program can execute it."""
+    if promise.state == "resolved":
+        return None
+    if promise.state != "pending":
+        return f"is {promise.state}" + (f": {promise.message}" if promise.message else "")
+    if promise.target is None:
+        return "is pending and has no task, because another program created it"
+    if not isinstance(promise.param, dict) or "func" not in promise.param:
+        return "is pending and does not say which function it requests"
+    function = promise.param["func"], promise.param.get("version", 1)
+    if function in FUNCTIONS:
+        return None
+    return (
+        f"is pending and requests the function {function[0]}, version {function[1]}, which this program lacks"
+    )

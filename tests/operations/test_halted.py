@@ -1,0 +1,149 @@
+"""`halted`: which accounts are halted, and why? And what a promise that cannot be executed does to each command."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from resonate.types import Value
+
+from clients.account import promise_id
+from clients.settings import Settings
+from create_account import connect
+
+from ..conftest import HANG_S, ROOT, World, numbered
+from .commands import assert_adopted, halt, script
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEADLINE_MS = 10**14
+LACKED = {"func": "create_account", "version": 7, "args": [], "kwargs": {}}
+
+
+def create_promise(world: World, uuid: str, call: Any, *, task: bool) -> None:
+    """Create the uuid's promise as another program might."""
+    tags = {"resonate:target": "poll://any@elsewhere"} if task else {}
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.create(promise_id(uuid), DEADLINE_MS, Value(data=call), tags)
+
+    asyncio.run(main())
+
+
+#: What another program can have created under the id of a uuid's promise, and what a run says.
+STRANGE: Mapping[str, tuple[Any, bool, str]] = {
+    "a version that this program lacks": (LACKED, True, "function not found"),
+    "a function that this program lacks": (LACKED | {"func": "other"}, True, "other"),
+    "no function": ({"hello": 1}, True, "invalid task data"),
+    "no task": (None, False, "has no task"),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
+    world: World, user: str, strange: str
+) -> None:
+    call, task, cause = STRANGE[strange]
+    create_promise(world, user, call, task=task)
+    run = world.run(user)
+    assert run.status == 1
+    line = run.err.splitlines()[-1]
+    assert line.startswith(f"cannot execute promise create-account-{user}: ")
+    assert cause in line
+    assert "stays pending" in line
+    assert world.rows(user) == world.accounts(user) == []
+
+
+def backfill(world: World, uuids: list[str]) -> subprocess.CompletedProcess[str]:
+    environ = world.environ()
+    del environ["PYTHONPATH"]
+    command = [sys.executable, "-m", "operations", "backfill"]
+    lines = "".join(f"{uuid}\n" for uuid in uuids)
+    return subprocess.run(
+        command,
+        input=lines,
+        env=environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+
+
+def test_backfill_counts_promises_that_cannot_be_executed_as_halted_and_creates_the_rest(
+    world: World, user: str
+) -> None:
+    uuids = numbered(user, 10)
+    for uuid, (call, task, _) in zip(uuids[3:7], STRANGE.values(), strict=True):
+        create_promise(world, uuid, call, task=task)
+    done = backfill(world, uuids)
+    assert done.returncode == 98, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == uuids[:3] + uuids[7:]
+    assert "created 6, existing 0, halted 4, invalid 0" in done.stderr
+    for uuid in uuids[3:7]:
+        assert f"cannot execute promise create-account-{uuid}: " in done.stderr
+
+
+def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) -> None:
+    """As an operator's `resonate promises resolve` leaves it."""
+    guid = world.run(f"{user}-other").guid
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.create(promise_id(user), DEADLINE_MS, Value(data=None), {})
+            await resonate.promises.resolve(promise_id(user), Value(data={"uuid": user, "guid": guid}))
+
+    asyncio.run(main())
+    run = world.run(user)
+    assert run.status == 98
+    assert (
+        f"the promise records account {guid} for uuid {user!r}, but TigerBeetle holds no account" in run.err
+    )
+
+
+def test_halted_lists_each_halted_account_with_its_reason(world: World, user: str) -> None:
+    panicked, adopted, lacked, fine, begun = numbered(user, 5)
+    halt(world, panicked)
+    halt(world, adopted)
+    assert_adopted(world, adopted, again=True)
+    create_promise(world, lacked, LACKED, task=True)
+    world.run(fine)
+    world.run(begun, crash="after record 1")
+
+    done = script(world, "halted")
+    assert done.returncode == 98
+    *lines, count = [line for line in done.stdout.splitlines() if user in line or "adopted" in line]
+    assert {line.split(" ")[0] + line.split(" ")[1] for line in lines} == {
+        f"halted:create-account-{panicked}",
+        f"adopted:create-account-{adopted}",
+        f"halted:create-account-{lacked}",
+    }
+    [line] = [line for line in lines if panicked in line]
+    assert f"is rejected: PANIC: {world.reference} exists_diff" in line
+    assert line.endswith(f"more: python -m operations check -- {panicked}")
+    [line] = [line for line in lines if lacked in line]
+    assert "version 7, which this program lacks" in line
+    assert count == "2 halted, 1 adopted"
+
+
+def test_halted_ends_with_0_if_every_halted_account_is_adopted(world: World, user: str) -> None:
+    halt(world, user)
+    assert_adopted(world, user, again=True)
+    done = script(world, "halted")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 halted, 1 adopted")
+
+
+def test_halted_reads_any_number_of_promises(embedded_world: World, user: str) -> None:
+    """More promises than a page."""
+    uuids = numbered(user, 1_100)
+    assert backfill(embedded_world, uuids).returncode == 0
+    halt(embedded_world, f"{user}-z")
+    done = script(embedded_world, "halted")
+    assert done.returncode == 98
+    assert done.stdout.splitlines()[-1] == "1 halted, 0 adopted"
