@@ -74,13 +74,11 @@ def uuid_of(id_: str) -> str | None:
     return match[1] if match else None
 
 
-def check_request(id_: str, uuid: object) -> None:
+def check_request(id_: str, uuid: str) -> None:
     """Raise ValueError, saying why, if a promise with this id must not create this uuid's account.
 
     The ids of `promise_id` belong to one uuid each. Any other id is allowed: it cannot hide a uuid's own.
     """
-    if not isinstance(uuid, str):
-        raise ValueError(f"the uuid is not text: {uuid!r}; no account was created")
     try:
         check_uuid(uuid)
     except ValueError as error:

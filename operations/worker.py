@@ -43,6 +43,7 @@ async def run(settings: Settings) -> int:
     try:
         async with connect(settings, serve=True) as (resonate, clients):
             identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
+            await check_or_record(resonate, identity)  # raises an outage at the start
             clients.outages.wait_forever = True
             print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -141,3 +141,39 @@ def chattr(flag: str, *paths: Path) -> bool:
     if shutil.which("chattr") is None:
         return True
     return subprocess.run(["chattr", flag, *paths], capture_output=True, check=False).returncode != 0
+
+
+# -- Files that are removed or replaced while a process uses them ----------
+
+
+def removed(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+
+
+def replaced(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    copy.rename(path)
+
+
+@pytest.mark.parametrize("file", [*FILES, "promises.lock"])
+@pytest.mark.parametrize("how", quick_only([removed], [removed, replaced]))
+def test_file_that_is_replaced_under_a_run_ends_it_and_settles_nothing(
+    embedded_world: World, user: str, file: str, how: Callable[[Path], None]
+) -> None:
+    path = embedded_world.data / file
+    with embedded_world.held(
+        user, "before effect 3" if file == "ledger.db" else "before effect 2"
+    ) as process:
+        how(path)
+    run = embedded_world.finish(process)
+    assert (run.status, run.out) == (1, "")
+    assert f"{path} was removed or replaced while this process used it" in run.err.splitlines()[-1]
+    again = embedded_world.run(user)
+    if file == "promises.db" and how is removed:  # the row remains, and its promise is lost
+        assert (again.status, embedded_world.accounts(user)) == (98, [])
+        assert "SQLite exists_diff" in again.err
+    else:
+        assert again.status == 0, again.err
+        assert embedded_world.rows(user) == embedded_world.accounts(user) == [again.guid]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 
 import pytest
 import tigerbeetle as tb
+from resonate.types import Value
+
+from clients.settings import Settings
+from create_account import connect
 
 from ..conftest import (
     HANG_S,
@@ -267,3 +272,44 @@ def test_longest_uuid_with_special_characters_is_adopted(world: World, user: str
     uuid = f"-'; $(x) 🐯{user}".ljust(256, "🐯")
     halt(world, uuid)
     assert_adopted(world, uuid, again=True)
+
+
+def resolve(world: World, id_: str, result: object) -> None:
+    """Create and resolve a promise, as another program can."""
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.create(id_, 10**14, Value(data=None), {})
+            await resonate.promises.resolve(id_, Value(data=result))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("named", ["another guid", "another uuid"])
+def test_adopt_prints_the_account_of_stores_that_agree_if_the_promise_names_another(
+    world: World, user: str, guid: str, named: str
+) -> None:
+    stage(world, user, guid)
+    commit(world, user, guid)
+    other = {"uuid": user, "guid": "17"} if named == "another guid" else {"uuid": "other", "guid": guid}
+    resolve(world, f"create-account-{user}", other)
+    assert_verdict(world, user, CONFLICT, "conflict")
+    done = operate(world, "adopt", user)
+    assert (done.returncode, done.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
+    assert (
+        f"both stores hold this account, but promise create-account-{user} names guid {other['guid']} of "
+        f"uuid '{other['uuid']}': use the guid below"
+    ) in done.stderr
+
+
+def test_adopt_whose_account_loses_its_row_meanwhile_says_what_to_do(world: World, user: str) -> None:
+    """It is killed while its result is written, and SQLite is lost before the next adopt."""
+    world.run(user, crash="after record 2")
+    world.lose_promises()
+    assert_halted(world, user, f"{world.reference} exists_diff")
+    crash(world, user, "before settle the promise")
+    unstage(world, user)
+    done = operate(world, "adopt", user)
+    assert (done.returncode, done.stdout) == (98, "")
+    assert "is unreferenced: a store has changed since the attempt; run adopt again" in done.stderr
+    assert_adopted(world, user)

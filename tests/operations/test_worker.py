@@ -413,3 +413,22 @@ def test_run_completes_if_its_promise_is_requested_before_it_exists(
     with server_world.held(user, "before create the promise") as process:
         wait_until(asked_in_vain)
     assert server_world.finish(process).status == 0
+
+
+def test_worker_whose_sqlite_file_is_replaced_ends_with_one_line(
+    server_world: ServerWorld, user: str
+) -> None:
+    async def main() -> None:
+        async with caller(server_world) as resonate:
+            await start(resonate, f"{user}-2").id()
+            await asyncio.to_thread(serving.process.wait, HANG_S)
+
+    with worker(server_world) as serving:
+        ask(server_world, [user])
+        for file in server_world.data.glob("accounts.db*"):
+            file.unlink()
+        asyncio.run(main())
+        assert serving.process.returncode == 1
+        [line] = serving.said("was removed or replaced")
+        assert "accounts.db" in line
+    assert server_world.accounts(f"{user}-2") == []

@@ -1,0 +1,124 @@
+"""Requests that no client of ours would make: the workflow checks the promise's id and the uuid before any step."""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from typing import Any
+
+import pytest
+from resonate.types import Value
+
+from clients.account import promise_id
+from clients.settings import Settings
+from create_account import DEADLINE, connect, create_account
+
+from .clients.commands import command
+from .conftest import World, quick_only
+from .operations.commands import assert_adopted, commit, stage
+
+
+def request(world: World, id_: str, uuid: str) -> Any:
+    """Run the workflow as a worker would, whatever the id and the argument."""
+
+    async def main() -> Any:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            promise = resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
+            return await promise.result()
+
+    return asyncio.run(main())
+
+
+def nothing_is_written(world: World, *uuids: str) -> bool:
+    return all(world.rows(uuid) == world.accounts(uuid) == [] for uuid in uuids)
+
+
+@pytest.mark.parametrize("prefix", ["create-account-", "attempt-2-create-account-"])
+def test_promise_of_another_uuid_is_rejected_and_nothing_is_written(
+    world: World, user: str, prefix: str
+) -> None:
+    other = f"{user}-other"
+    with pytest.raises(ValueError, match=f"belongs to uuid '{user}', but its argument is '{other}'"):
+        request(world, f"{prefix}{user}", other)
+    assert nothing_is_written(world, user, other)
+    assert world.run(other).status == 0
+
+
+def test_adopt_again_creates_the_account_of_a_spoiled_promise(world: World, user: str) -> None:
+    with pytest.raises(ValueError, match="no account was created"):
+        request(world, promise_id(user), f"{user}-other")
+    run = world.run(user)
+    assert (run.status, nothing_is_written(world, user)) == (98, True)
+    assert "settled without an account: ValueError: promise" in run.err
+    assert_adopted(world, user, again=True)
+
+
+@pytest.mark.parametrize("uuid", quick_only(["", "a:b"], ["", "a:b", "a\nb", "x" * 5_000]))
+def test_unacceptable_uuid_is_rejected_before_any_step(world: World, user: str, uuid: str) -> None:
+    with pytest.raises(ValueError, match="no account was created"):
+        request(world, f"other-{user}", uuid)
+    assert world.sql("SELECT count(*) FROM accounts") == [(0,)]
+
+
+def test_any_other_promise_id_is_allowed(world: World, user: str) -> None:
+    guid = request(world, f"other-{user}", user)["guid"]
+    assert world.rows(user) == world.accounts(user) == [guid]
+
+
+def test_result_for_another_uuid_is_no_answer(world: World, user: str) -> None:
+    """Another program settled the promise with another uuid's result."""
+    guid = world.run(f"{user}-other").guid
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.create(promise_id(user), 10**14, Value(data=None), {})
+            result = {"uuid": f"{user}-other", "guid": guid}
+            await resonate.promises.resolve(promise_id(user), Value(data=result))
+
+    asyncio.run(main())
+    run = world.run(user)
+    assert run.status == 98
+    assert f"promise create-account-{user} is resolved for uuid '{user}-other'" in run.err
+
+
+# -- Look-alikes -----------------------------------------------------------
+
+LOOK_ALIKES = {
+    "leading white space": " u",
+    "trailing white space": "u\u00a0",
+    "zero width space": "u\u200bv",
+    "byte order mark": "u\ufeff",
+    "line separator": "u\u2028v",
+    "paragraph separator": "u\u2029v",
+    "decomposed": unicodedata.normalize("NFD", "Zoë"),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_look_alike_uuid_is_refused_on_the_command_line(embedded_world: World, name: str) -> None:
+    done = command(embedded_world, LOOK_ALIKES[name])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "correct it and run again" in done.stderr
+
+
+@pytest.mark.parametrize("name", quick_only(["decomposed"], LOOK_ALIKES))
+def test_look_alike_uuid_is_rejected_in_the_guid_step(world: World, name: str) -> None:
+    """A caller of a worker does not pass the command line."""
+    uuid = LOOK_ALIKES[name]
+    with pytest.raises(ValueError, match="the uuid"):
+        request(world, promise_id(uuid), uuid)
+    assert nothing_is_written(world, uuid)
+
+
+def test_look_alike_that_was_created_before_the_rule_is_accepted(world: World, user: str, guid: str) -> None:
+    uuid = f"{user}-{LOOK_ALIKES['decomposed']}"
+    stage(world, uuid, guid)
+    commit(world, uuid, guid)
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.create(promise_id(uuid), 10**14, Value(data=None), {})
+            await resonate.promises.resolve(promise_id(uuid), Value(data={"uuid": uuid, "guid": guid}))
+
+    asyncio.run(main())
+    assert world.run(uuid).guid == guid

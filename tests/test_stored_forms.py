@@ -1,0 +1,45 @@
+"""The forms in which results are stored. Promises outlive a release, so a release must read what an older one stored."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from resonate.codec import Codec, NoopEncryptor
+from resonate.types import Value
+
+from clients.panic import Panic
+from create_account import Outcome, commit_account, create_account, generate_guid, stage_account
+
+CODEC = Codec(NoopEncryptor())
+
+#: Panic("SQLite exists_diff", "u", "17", "c"), as the release before stored it.
+PANIC = (
+    "gASVdAAAAAAAAACMDWNsaWVudHMucGFuaWOUjAVQYW5pY5STlCiMElNRTGl0ZSBleGlzdHNfZGlmZpSMAXWUjAIxN5SMAWOUdJRSlH2U"
+    "KIwJY29uZGl0aW9ulGgDjAR1dWlklGgEjARndWlklGgFjAhjb25mbGljdJRoBnViLg=="
+)
+
+
+def stored(value: object) -> Any:
+    """Return what a promise holds: JSON."""
+    return json.loads(base64.b64decode(str(CODEC.encode(value).data)))
+
+
+def test_outcome_is_stored_as_a_type_a_guid_and_a_conflict() -> None:
+    form = {"type": "exists_diff", "guid": "17", "conflict": "SQLite stages ..."}
+    assert stored(Outcome("exists_diff", "17", "SQLite stages ...")) == form
+    assert CODEC.convert(form, Outcome) == Outcome("exists_diff", "17", "SQLite stages ...")
+
+
+def test_panic_is_stored_under_its_module_with_its_four_arguments() -> None:
+    form = {"__type": "error", "message": "PANIC", "__py_pickle": PANIC}
+    panic = CODEC.decode_error(Value(data=base64.b64encode(json.dumps(form).encode()).decode()))
+    assert isinstance(panic, Panic)
+    assert (panic.condition, panic.uuid, panic.guid, panic.conflict) == ("SQLite exists_diff", "u", "17", "c")
+
+
+def test_names_that_promises_record_stay() -> None:
+    """Steps are found by position. The workflow's name is registered in `connect`."""
+    names = [step.__name__ for step in (create_account, generate_guid, stage_account, commit_account)]
+    assert names == ["create_account", "generate_guid", "stage_account", "commit_account"]
