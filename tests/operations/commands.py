@@ -31,12 +31,15 @@ REFUSED = DISAGREE = 98
 Done = subprocess.CompletedProcess[str]
 
 
-def script(world: World, command: str, *arguments: str, env: dict[str, str] | None = None) -> Done:
+def script(
+    world: World, command: str, *arguments: str, env: dict[str, str] | None = None, stdin: str | None = None
+) -> Done:
     """Run an operator's command as docs/operations.md shows it, in the checkout."""
     environ = world.environ() | (env or {})
     del environ["PYTHONPATH"]
     done = subprocess.run(
         [sys.executable, "-m", "operations", command, *arguments],
+        input=stdin,
         env=environ,
         cwd=ROOT,
         capture_output=True,

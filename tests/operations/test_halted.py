@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +12,8 @@ from clients.account import promise_id
 from clients.settings import Settings
 from create_account import connect
 
-from ..conftest import HANG_S, ROOT, World, numbered
-from .commands import assert_adopted, halt, script
+from ..conftest import World, numbered
+from .commands import Done, assert_adopted, halt, script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,21 +57,8 @@ def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
     assert world.rows(user) == world.accounts(user) == []
 
 
-def backfill(world: World, uuids: list[str]) -> subprocess.CompletedProcess[str]:
-    environ = world.environ()
-    del environ["PYTHONPATH"]
-    command = [sys.executable, "-m", "operations", "backfill"]
-    lines = "".join(f"{uuid}\n" for uuid in uuids)
-    return subprocess.run(
-        command,
-        input=lines,
-        env=environ,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
+def backfill(world: World, uuids: list[str]) -> Done:
+    return script(world, "backfill", stdin="".join(f"{uuid}\n" for uuid in uuids))
 
 
 def test_backfill_counts_promises_that_cannot_be_executed_as_halted_and_creates_the_rest(
