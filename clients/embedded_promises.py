@@ -35,6 +35,7 @@ from .outages import FIRST_ANSWER_TIMEOUT_S, Outages
 from .sqlite_file import Database, check_identity, identity, open_private
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 #: Seconds between two attempts to lock the promises of a process that may be about to end.
@@ -48,12 +49,15 @@ class _Snapshot(msgspec.Struct):
     t_timeouts: list[TTimeout]
 
 
+_EMPTY = msgspec.json.encode(_Snapshot({}, {}, [], []))
+
+
 class _Origin:
     """The engine's state for one top-level promise and what was started below it."""
 
     def __init__(self, saved: bytes | None, now: int) -> None:
         self.state = ServerState()
-        self.saved = saved or self.snapshot()  # an empty state: reading an unknown promise writes nothing
+        self.saved = saved or _EMPTY  # reading an unknown promise writes nothing
         self.users = 0
         if saved is not None:
             snapshot = msgspec.json.decode(saved, type=_Snapshot)
@@ -61,21 +65,22 @@ class _Origin:
             self.state.tasks = snapshot.tasks
             self.state.p_timeouts = snapshot.p_timeouts
             self.state.t_timeouts = snapshot.t_timeouts
-        # This process has the file's lock and has just read this origin, so any lease belongs to a dead process.
-        for task in self.state.tasks.values():
-            if task.state == "acquired":
-                self.state.task_release(now, None, {"id": task.id})
-        self.state.outgoing.clear()
+            # This process has the file's lock and has just read this origin, so any lease is of a dead process.
+            for task in self.state.tasks.values():
+                if task.state == "acquired":
+                    self.state.task_release(now, None, {"id": task.id})
+            self.state.outgoing.clear()
 
     def snapshot(self) -> bytes:
         state = self.state
         return msgspec.json.encode(_Snapshot(state.promises, state.tasks, state.p_timeouts, state.t_timeouts))
 
     @property
-    def finished(self) -> bool:
+    def idle(self) -> bool:
+        """Whether nothing happens to the promises without a request, and nobody waits for them."""
         state = self.state
-        return all(p.state != "pending" for p in state.promises.values()) and all(
-            t.state == "fulfilled" for t in state.tasks.values()
+        return all(t.state == "fulfilled" for t in state.tasks.values()) and not any(
+            p.subscribers for p in state.promises.values()
         )
 
 
@@ -97,6 +102,7 @@ class EmbeddedPromises(LocalConnection):
         self._lock_path = self._database.path.with_suffix(".lock")
         self._outages = outages
         self._origins: dict[str, asyncio.Future[_Origin]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Self:
         self._lock_fd = await _lock(self._lock_path)
@@ -122,72 +128,118 @@ class EmbeddedPromises(LocalConnection):
             self._dispatch_messages([OutgoingMessage(address="", message=message)])
             raise ConnectorError(cause)  # not released: the engine would offer it again at once, in a loop
         name = (headers or {})[ORIGIN_HEADER]
-        origin = await self._enter(name)
-        try:
+        async with self._entered([name]) as [origin]:
             response = _refusal(origin.state, request) or origin.state.apply(self._clock(), request)
             if request["kind"] == "task.fence":
                 # The SDK already knows the task's other steps: it ran them, or got them at the start.
                 response["preload"] = []
             if origin.state.outgoing or not _is_repeatable(request, response):
-                await self._save(name, origin)
-        finally:
-            self._leave(name, origin)
+                await self._save({name: origin})
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
+
+    async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Apply requests for different top-level promises, and return the responses. One transaction reads them all,
+        and one writes them. Raises ConnectorError at an outage.
+        """
+        names = [request["id"] for request in requests]
+        async with self._entered(names) as origins:
+            now = self._clock()
+            responses = [
+                origin.state.apply(now, request) for origin, request in zip(origins, requests, strict=True)
+            ]
+            await self._save(dict(zip(names, origins, strict=True)))
+        return responses
 
     async def _tick_loop(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 for name in list(self._origins):
                     with contextlib.suppress(ConnectorError):  # reported
-                        origin = await self._enter(name)
-                        try:
+                        async with self._entered([name]) as [origin]:
                             origin.state.tick(self._clock())
                             if origin.state.outgoing:
-                                await self._save(name, origin)
-                        finally:
-                            self._leave(name, origin)
+                                await self._save({name: origin})
                 await self._sleeper(self._tick_interval)
+
+    @contextlib.asynccontextmanager
+    async def _entered(self, names: list[str]) -> AsyncIterator[list[_Origin]]:
+        """Hold the origins in memory during the block. Those that are not in memory are read in one transaction."""
+        self._read([name for name in names if name not in self._origins])
+        entered: dict[str, _Origin] = {}
+        try:
+            for name in names:
+                entered[name] = await self._enter(name)
+            yield list(entered.values())
+        finally:
+            for name, origin in entered.items():
+                origin.users -= 1
+                if origin.users == 0 and origin.idle:
+                    self._origins.pop(name, None)
 
     async def _enter(self, name: str) -> _Origin:
         while True:
-            if name not in self._origins:
-                self._origins[name] = asyncio.ensure_future(self._load(name))
-            loading = self._origins[name]
+            if name not in self._origins:  # it was released while this request waited
+                self._read([name])
+            reading = self._origins[name]
             try:
-                origin = await asyncio.shield(loading)
+                origin = reading.result() if reading.done() else await asyncio.shield(reading)
             except Unavailable as outage:
-                self._origins.pop(name, None)
                 self._outages.report(outage)
                 raise ConnectorError(outage) from outage
-            if self._origins.get(name) is loading:
+            if self._origins.get(name) is reading:
                 origin.users += 1
                 return origin
             # It was released while this request waited. Two copies would overwrite each other.
 
-    def _leave(self, name: str, origin: _Origin) -> None:
-        origin.users -= 1
-        if origin.users == 0 and origin.finished:
-            self._origins.pop(name, None)
+    def _read(self, names: list[str]) -> None:
+        """Begin to read the origins. If a request is cancelled meanwhile, the other requests still get them."""
+        if names:
+            reading = {name: asyncio.get_running_loop().create_future() for name in names}
+            self._origins |= reading
+            task = asyncio.create_task(self._finish_reading(reading))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, name: str) -> _Origin:
-        rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
-        return _Origin(rows[0][0].encode() if rows else None, self._clock())
+    async def _finish_reading(self, reading: dict[str, asyncio.Future[_Origin]]) -> None:
+        select = "SELECT state FROM origins WHERE origin = ?"
+        try:
+            rows = await self._database.transact(
+                lambda db: [db.execute(select, (name,)).fetchone() for name in reading], writes=False
+            )
+        except Unavailable as outage:
+            for name, origin in reading.items():
+                self._origins.pop(name, None)
+                origin.set_exception(outage)
+                origin.exception()  # perhaps nobody waits any more
+        else:
+            now = self._clock()
+            for origin, row in zip(reading.values(), rows, strict=True):
+                origin.set_result(_Origin(row[0].encode() if row else None, now))
 
-    async def _save(self, name: str, origin: _Origin) -> None:
-        outgoing, origin.state.outgoing = origin.state.outgoing, []
-        snapshot = origin.snapshot()
-        if snapshot != origin.saved:
+    async def _save(self, origins: dict[str, _Origin]) -> None:
+        """Write the changed origins in one transaction, and then send the messages that follow from the changes."""
+        changed = {
+            name: snapshot
+            for name, origin in origins.items()
+            if (snapshot := origin.snapshot()) != origin.saved
+        }
+        outgoing = [message for origin in origins.values() for message in origin.state.outgoing]
+        for origin in origins.values():
+            origin.state.outgoing = []
+        if changed:
+            rows = [(name, snapshot.decode()) for name, snapshot in changed.items()]
             try:
                 check_identity(
                     self._lock_path, identity(self._lock_fd)
                 )  # else another process may use them, too
-                await self._database.write(
-                    "INSERT OR REPLACE INTO origins VALUES (?, ?)", name, snapshot.decode()
+                await self._database.transact(
+                    lambda db: db.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?)", rows)
                 )
             except Unavailable as outage:
                 self._outages.report(outage)
                 raise ConnectorError(outage) from outage
-            origin.saved = snapshot
+            for name, snapshot in changed.items():
+                origins[name].saved = snapshot
         self._dispatch_messages(outgoing)
 
 
