@@ -49,8 +49,8 @@ from clients.opening import open_clients
 from clients.settings import Settings
 from clients.system_of_reference import SqliteReference
 from create_account import DEADLINE, connect, create_account
+from operations.backfill import SINGLE_RUNS_MAX as IN_FLIGHT_MAX
 from operations.backfill import number_requests
-from operations.commands import IN_FLIGHT_MAX
 
 type Create = Callable[[str], Awaitable[Any]]
 

@@ -114,6 +114,22 @@ def accounts_of(uuid: str) -> tb.QueryFilter:
     )  # fmt: skip
 
 
+def accounts_after(timestamp: int, limit: int) -> tb.QueryFilter:
+    """Return the query for this example's accounts with a later timestamp (ns), the oldest first.
+
+    TigerBeetle may answer fewer than `limit` accounts although there are more. Only an empty answer is the end.
+    """
+    return tb.QueryFilter(
+        user_data_128=0, user_data_64=0, user_data_32=0, ledger=LEDGER, code=CODE,
+        timestamp_min=timestamp + 1, timestamp_max=0, limit=limit, flags=tb.QueryFilterFlags.NONE,
+    )  # fmt: skip
+
+
+def newest_account() -> tb.QueryFilter:
+    """Return the query for the newest of this example's accounts."""
+    return replace(accounts_after(0, limit=1), flags=tb.QueryFilterFlags.REVERSED)
+
+
 def differences(held: tb.Account, uuid: str) -> list[str]:
     """Return the fields in which an account differs from the uuid's, as `code 2, not 1`.
 

@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from resonate.error import ServerError
+from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
 from .account import check_new_uuid, promise_id
-from .console import Halted, UsageError
+from .claims import CODEC, batch_of
+from .console import Halted, Unavailable, UsageError
 from .panic import Panic
 from .unexecutable import Unexecutable, unexecutable
 
 if TYPE_CHECKING:
-    from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
+    from resonate.types import PromiseRecord
 
     from .system_of_record import SystemOfRecord
+
+
+class Claimed(Exception):
+    """A batch has claimed the account: it settles the account's promise."""
+
+    def __init__(self, batch: str) -> None:
+        super().__init__(f"claimed by {batch}")
+        self.batch = batch
+
+
+async def read(resonate: Resonate, id_: str) -> PromiseRecord | None:
+    """Return the promise, None if it is not found. Its value is not decoded."""
+    try:
+        return await resonate.promises.sender.promise_get(id_)
+    except ServerError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+        return None
 
 
 async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
     """Return the account's promise if it is settled; None if it must be run.
 
-    Raises UsageError if the uuid is probably a mistake and no account was requested with it before.
+    Raises `Claimed` if a batch settles it, `Unexecutable` if nobody does, and UsageError if the uuid is probably a
+    mistake and no account was requested with it before.
     """
-    try:
-        promise = await resonate.get(promise_id(uuid))
-    except ServerError as error:
-        if error.code != HTTPStatus.NOT_FOUND:
-            raise
+    promise = await read(resonate, promise_id(uuid))
+    if promise is None:
         check_if_acceptable(uuid)
         return None
-    return promise if promise.done() else None
+    if promise.state != "pending":
+        return handle_of(promise)
+    if batch := batch_of(promise):
+        raise Claimed(batch)
+    if "resonate:target" not in promise.tags:
+        raise unexecutable(promise.id, "it has no task, because another program created it")
+    return None
+
+
+def handle_of(promise: PromiseRecord) -> ResonateHandle[Any]:
+    """Return a handle to a settled promise. The SDK's own is useless if a run under this id has failed before."""
+    result, created = Subscription(), asyncio.get_running_loop().create_future()
+    result.settle(PromiseResult(state=promise.state, value=promise.value))
+    created.set_result(None)
+    return ResonateHandle(promise.id, result, CODEC, Any, created)
 
 
 def check_if_acceptable(uuid: str) -> None:
@@ -42,19 +75,24 @@ def check_if_acceptable(uuid: str) -> None:
         raise UsageError(f"{error}: correct it and run again") from error
 
 
-async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, record: SystemOfRecord) -> str:
+async def confirmed_guid(
+    promise: ResonateHandle[Any], uuid: str, resonate: Resonate, record: SystemOfRecord
+) -> str:
     """Wait for the promise and return its guid, after TigerBeetle is seen to hold that account.
 
-    Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none, and `Unexecutable`.
+    Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none, and the errors of
+    `settled`.
     """
     try:
-        await (
-            promise.id()
-        )  # raises an error of the creation; without this, `result` would wait without a limit
+        await promise.id()  # an error of the creation; without this, `result` would wait without a limit
     except ServerError as error:
         if error.code != HTTPStatus.UNPROCESSABLE_ENTITY:
             raise
-        raise unexecutable(promise_id(uuid), "it has no task, because another program created it") from error
+        # Since the promise was read, another process created it without a task, for a batch for example.
+        settled_promise = await settled(resonate, uuid)
+        if settled_promise is None:
+            raise Unavailable(f"promise {promise_id(uuid)} is changing; run again") from error
+        promise = settled_promise
     try:
         result = await promise.result()
         guid = str(result["guid"]) if result["uuid"] == uuid else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import tigerbeetle as tb
 
 from . import outages as limits
-from .account import accounts_of, id_of
+from .account import accounts_after, accounts_of, id_of, newest_account, owner_of
 from .console import Unavailable
 from .outages import Batcher, Outages
 
@@ -26,6 +27,12 @@ class Ledger(Protocol):
     def query_accounts(self, query_filter: tb.QueryFilter, /) -> Coroutine[Any, Any, list[tb.Account]]: ...
     async def close(self) -> None: ...
 
+
+#: Accounts in a request of TigerBeetle's default message size of 1 MiB. A server can accept fewer.
+CREATE_MAX = 8189
+
+#: Queries of a batch in flight at the same time: measured, more or fewer are not faster.
+QUERIES_MAX = 256
 
 #: Clients that `early.py` has started, by address and cluster id. `open_client` takes them.
 early_clients: dict[tuple[str, int], tb.ClientAsync] = {}
@@ -55,6 +62,7 @@ class SystemOfRecord:
         self._outages = outages
         self._client: Ledger | None = None
         self._creating = Batcher(self._create_batch)
+        self._create_max = CREATE_MAX
 
     async def open(self) -> Self:
         """Connect and wait for the first answer. Raises `Unavailable`."""
@@ -74,9 +82,48 @@ class SystemOfRecord:
         )  # an account that cannot be encoded fails here, before it joins a batch
         return await self._outages.keep_pending(self._store, lambda: self._creating.ask(account))
 
+    async def create_many(self, accounts: list[tb.Account]) -> list[tb.CreateAccountStatus]:
+        """Create the accounts and return their statuses."""
+        return await self._outages.keep_pending(self._store, lambda: self._create_batch(accounts))
+
     async def guids_of(self, uuid: str) -> list[str]:
         """Return the guids of the uuid's accounts: none, or one; several are a conflict."""
         return [str(account.id) for account in await self.query_accounts(accounts_of(uuid))]
+
+    async def guids_of_many(self, uuids: list[str], newer_than: int | None = None) -> list[list[str]]:
+        """Return for each uuid what `guids_of` returns. Accounts that are not `newer_than` may be missing (ns).
+
+        One scan finds the newer accounts, unless there are many more of them than uuids.
+        """
+        if (
+            newer_than is not None
+            and (newer := await self._newer(newer_than, 2 * len(uuids) + 100)) is not None
+        ):
+            owned: dict[int, list[str]] = {}
+            for account in newer:
+                owned.setdefault(account.user_data_128, []).append(str(account.id))
+            return [owned.get(owner_of(uuid), []) for uuid in uuids]
+        in_flight = asyncio.Semaphore(QUERIES_MAX)
+
+        async def guids_of(uuid: str) -> list[str]:
+            async with in_flight:
+                return await self.guids_of(uuid)
+
+        return await asyncio.gather(*map(guids_of, uuids))
+
+    async def newest(self) -> int:
+        """Return the timestamp of the newest account (ns), 0 if there is none. Every later account gets a later one."""
+        return max((account.timestamp for account in await self.query_accounts(newest_account())), default=0)
+
+    async def _newer(self, timestamp: int, limit: int) -> list[tb.Account] | None:
+        """Return the accounts with a later timestamp; None if there are more than `limit`."""
+        newer: list[tb.Account] = []
+        while page := await self.query_accounts(accounts_after(timestamp, limit + 1)):
+            newer += page
+            if len(newer) > limit:
+                return None
+            timestamp = page[-1].timestamp
+        return newer
 
     async def lookup(self, guid: object) -> tb.Account | None:
         """Return the account under a guid, None if TigerBeetle has none or the guid is invalid."""
@@ -91,8 +138,18 @@ class SystemOfRecord:
         return await self._keep_pending(lambda client: client.query_accounts(query_filter))
 
     async def _create_batch(self, accounts: list[tb.Account]) -> list[tb.CreateAccountStatus]:
-        results = await self._ask(lambda client: client.create_accounts(accounts), limits.ANSWER_TIMEOUT_S)
-        return [result.status for result in results]
+        statuses: list[tb.CreateAccountStatus] = []
+        while rest := accounts[len(statuses) : len(statuses) + self._create_max]:
+            try:
+                request = operator.methodcaller("create_accounts", rest)
+                results = await self._ask(request, limits.ANSWER_TIMEOUT_S)
+            except tb.TooMuchDataError:  # a server with a smaller message size, as in development mode
+                if len(rest) == 1:
+                    raise
+                self._create_max = len(rest) // 2
+            else:
+                statuses += [result.status for result in results]
+        return statuses
 
     async def _keep_pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
         return await self._outages.keep_pending(

@@ -21,9 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import tigerbeetle as tb
-
-from clients.account import CODE, LEDGER, differences, id_of
+from clients.account import accounts_after, differences, id_of
 from clients.console import HALTED, print_result
 
 from .state import PAGE, open_readers, read_state
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:
     """Yield the accounts that have no row."""
     newest = 0
-    while page := await readers.record.query_accounts(after(newest)):
+    while page := await readers.record.query_accounts(accounts_after(newest, PAGE)):
         newest = page[-1].timestamp
         count["accounts"] += len(page)
         guids = [str(account.id) for account in page]
@@ -47,13 +45,6 @@ async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[s
         for guid in guids:
             if guid not in staged:
                 yield f"unreferenced: TigerBeetle holds account {guid}, but {readers.reference.name} has no row for it"
-
-
-def after(timestamp: int) -> tb.QueryFilter:
-    first, flags = timestamp + 1, tb.QueryFilterFlags.NONE
-    return tb.QueryFilter(
-        0, 0, 0, code=CODE, ledger=LEDGER, timestamp_min=first, timestamp_max=0, limit=PAGE, flags=flags
-    )
 
 
 async def disagreeing(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:

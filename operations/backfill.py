@@ -1,8 +1,11 @@
 """Create an account for each uuid of a list: `python -m operations backfill [FILE]`, or from stdin.
 
-One uuid per line, UTF-8, any number of lines, in constant memory. Each uuid has its own durable promise,
-`create-account-<uuid>`, exactly as with `create_account.py`. A later single run, or a second backfill with
-lines added, removed or reordered, finds the same accounts.
+One uuid per line, UTF-8, any number of lines, in constant memory. The accounts are created in batches
+(create_accounts.py). Each uuid has its own durable promise, `create-account-<uuid>`, exactly as with
+`create_account.py`. A later single run, or a second backfill with lines added, removed or reordered, finds the same
+accounts.
+
+A batch ends at `--chunk` lines, or when the input pauses. A batch of one is a single run.
 
 stdout gets `uuid<TAB>guid` for each line, in input order, after TigerBeetle is seen to hold the account. If a
 backfill is killed and run again with the same input, it prints the whole result, and the same each time. A
@@ -22,6 +25,7 @@ import codecs
 import contextlib
 import itertools
 import os
+import select
 import stat
 import sys
 import tempfile
@@ -33,16 +37,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from clients.account import UUID_MAX_CHARACTERS, check_uuid, promise_id
+from clients.account import UUID_MAX_CHARACTERS, check_new_uuid, check_uuid
 from clients.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
-from clients.results import confirmed_guid, settled
+from clients.results import Claimed, confirmed_guid, settled
 from clients.unexecutable import Unexecutable
-from create_account import DEADLINE, connect, create_account
+from create_account import connect, create
+
+from .create_accounts import BYTES_MAX, create_batch, size_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
 
     from clients.opening import Clients
@@ -50,6 +55,15 @@ if TYPE_CHECKING:
 
 #: Bytes of a line that are stored: the longest uuid, a carriage return, and one that shows a longer line.
 LINE_MAX_BYTES = 4 * UUID_MAX_CHARACTERS + 2
+
+#: What the uuid needs that needs most of `BYTES_MAX`.
+LARGEST = size_of("\U0010ffff" * UUID_MAX_CHARACTERS)
+
+#: Seconds without a line after which the lines that have arrived become a batch.
+PAUSE_S = 0.1
+
+#: Single runs at the same time, as many as the SDK runs. More would wait inside the SDK while their leases expire.
+SINGLE_RUNS_MAX = 64
 
 # -- Input -----------------------------------------------------------------
 
@@ -67,12 +81,18 @@ async def ready(add: Callable[..., None], remove: Callable[[int], Any], descript
         remove(descriptor)
 
 
-async def read_lines(descriptor: int) -> AsyncIterator[bytes]:
-    """Yield the lines as they arrive, without their ends. A line is cut after `LINE_MAX_BYTES`."""
+async def read_lines(descriptor: int) -> AsyncIterator[bytes | None]:
+    """Yield the lines as they arrive, without their ends. A line is cut after `LINE_MAX_BYTES`. None: a pause."""
     loop = asyncio.get_running_loop()
     rest = b""
     while True:
-        await ready(loop.add_reader, loop.remove_reader, descriptor)
+        arriving = asyncio.ensure_future(ready(loop.add_reader, loop.remove_reader, descriptor))
+        try:
+            if not (await asyncio.wait({arriving}, timeout=PAUSE_S))[0]:
+                yield None
+            await arriving
+        finally:
+            arriving.cancel()
         chunk = os.read(descriptor, 65_536)
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
@@ -94,6 +114,15 @@ def parse(line: bytes) -> str:
         raise ValueError(f"the line is not UTF-8: {error.reason}") from error
 
 
+def is_acceptable(uuid: str) -> bool:
+    """Return whether a new account may have this uuid."""
+    try:
+        check_new_uuid(uuid)
+    except ValueError:
+        return False
+    return True
+
+
 # -- Accounts --------------------------------------------------------------
 
 
@@ -107,83 +136,111 @@ class Account:
 
 
 class Backfill:
-    """Reads uuids, creates their accounts, at most `in_flight` at a time, and prints them in order."""
+    """Reads uuids, creates their accounts in batches of at most `chunk` lines, and prints them in order."""
 
     def __init__(
-        self, resonate: Resonate, clients: Clients, in_flight: int, halted: IO[str], bar: tqdm[Any]
+        self, resonate: Resonate, clients: Clients, chunk: int, halted: IO[str], bar: tqdm[Any]
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._resonate = resonate
         self._clients = clients
-        self._slots = asyncio.Semaphore(in_flight)
+        self._chunk = chunk
         self._halted = halted
         self._bar = bar
-        self._asked: dict[str, asyncio.Task[Account]] = {}
-        self._order: asyncio.Queue[asyncio.Task[Account] | None] = asyncio.Queue()
 
     async def run(self, descriptor: int) -> None:
         """Create all accounts. Raises OSError if stdout cannot be written."""
-        reading = asyncio.create_task(self._read(descriptor))
-        reading.add_done_callback(lambda _: self._order.put_nowait(None))
-        try:
-            while (task := await self._order.get()) is not None:
-                await self._print(await task)
-                self._slots.release()
-                self._bar.update()
-            await reading
-        finally:
-            for unfinished in (reading, *self._asked.values()):
-                unfinished.cancel()
+        async for lines in self._chunks(descriptor):
+            accounts = await self._create(list(dict.fromkeys(lines)))
+            await self._print([accounts[uuid] for uuid in lines])
+            self._bar.update(len(lines))
 
-    async def _read(self, descriptor: int) -> None:
-        number = 0
+    async def _chunks(self, descriptor: int) -> AsyncIterator[list[str]]:
+        """Yield the uuids of the lines. Reads on when the caller has used them."""
+        uuids: list[str] = []
+        number = size = 0
         async for line in read_lines(descriptor):
-            number += 1
-            try:
-                uuid = parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-            except ValueError as error:
-                self.counts["invalid"] += 1
-                with tqdm.external_write_mode(sys.stderr):
-                    print_diagnostic(f"line {number} is skipped: {error}")
-                self._bar.update()
-                continue
-            await self._slots.acquire()
-            if uuid not in self._asked:
-                self._asked[uuid] = asyncio.create_task(self._account(uuid))
-            self._order.put_nowait(self._asked[uuid])
+            if line is not None:
+                number += 1
+                try:
+                    uuid = parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                except ValueError as error:
+                    self._skip(f"line {number}", error)
+                    self._bar.update()
+                    continue
+                uuids.append(uuid)
+                size += size_of(uuid)
+            if uuids and (line is None or len(uuids) == self._chunk or size > BYTES_MAX - LARGEST):
+                yield uuids
+                uuids, size = [], 0
+        if uuids:
+            yield uuids
 
-    async def _account(self, uuid: str) -> Account:
+    async def _create(self, uuids: list[str]) -> dict[str, Account]:
+        """Create the accounts, as a batch if there are several."""
+        accounts: dict[str, Account] = {}
+        new = [uuid for uuid in uuids if is_acceptable(uuid)]
+        if len(new) > 1:
+            ended, guids = await create_batch(new, self._resonate, self._clients)
+            accounts = {
+                uuid: Account(uuid, guid, ended)
+                for uuid, guid in zip(new, guids, strict=True)
+                if guid is not None
+            }
+        in_flight = asyncio.Semaphore(SINGLE_RUNS_MAX)
+
+        async def single(uuid: str) -> None:
+            async with in_flight:
+                accounts[uuid] = await self._single(uuid)
+
+        await asyncio.gather(*(single(uuid) for uuid in uuids if uuid not in accounts))
+        return accounts
+
+    async def _single(self, uuid: str) -> Account:
+        """Create one account, or say what became of it, as `create_account.py` does."""
         try:
-            existed, promise = await self._promise(uuid)
-            guid = await confirmed_guid(promise, uuid, self._clients.record)
+            promise = None
+            with contextlib.suppress(Claimed):
+                promise = await settled(self._resonate, uuid)
+            if promise is not None:
+                guid = await confirmed_guid(promise, uuid, self._resonate, self._clients.record)
+                return Account(uuid, guid, existed=True)
+            return Account(uuid, await create(uuid, self._resonate, self._clients))
         except UsageError as error:
             return Account(uuid, invalid=str(error))
         except (Halted, Unexecutable) as halted:
             return Account(uuid, halted=str(halted))
-        return Account(uuid, guid, existed)
 
-    async def _promise(self, uuid: str) -> tuple[bool, ResonateHandle[Any]]:
-        """Return a handle to the account's durable promise, and whether the promise was settled before."""
-        if promise := await settled(self._resonate, uuid):
-            return True, promise
-        return False, self._resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)
+    async def _print(self, accounts: list[Account]) -> None:
+        block, printed = "", set[str]()
+        for account in accounts:
+            if account.invalid:
+                self._skip(f"uuid {account.uuid!r}", account.invalid)
+            elif account.halted:
+                self.counts["halted"] += 1
+                print(account.halted, file=self._halted)
+            else:
+                self.counts["existing" if account.existed or account.uuid in printed else "created"] += 1
+                printed.add(account.uuid)
+                line = f"{account.uuid}\t{account.guid}\n"
+                if len((block + line).encode()) > select.PIPE_BUF:
+                    await self._write(block)
+                    block = ""
+                block += line
+        if block:
+            await self._write(block)
 
-    async def _print(self, account: Account) -> None:
-        repeated = self._asked.pop(account.uuid, None) is None
-        if account.invalid:
-            self.counts["invalid"] += 1
-            with tqdm.external_write_mode(sys.stderr):
-                print_diagnostic(f"uuid {account.uuid!r} is skipped: {account.invalid}")
-            return
-        if account.halted:
-            self.counts["halted"] += 1
-            print(account.halted, file=self._halted)
-            return
-        self.counts["existing" if account.existed or repeated else "created"] += 1
+    async def _write(self, block: str) -> None:
+        """Write to stdout. A pipe that is ready takes a block of PIPE_BUF bytes at once."""
         loop = asyncio.get_running_loop()
         await ready(loop.add_writer, loop.remove_writer, sys.stdout.fileno())
         with tqdm.external_write_mode() if sys.stdout.isatty() else contextlib.nullcontext():
-            print_result(f"{account.uuid}\t{account.guid}")
+            print_result(block.removesuffix("\n"))
+
+    def _skip(self, what: str, problem: object) -> None:
+        self.counts["invalid"] += 1
+        with tqdm.external_write_mode(sys.stderr):
+            print_diagnostic(f"{what} is skipped: {problem}")
 
 
 def number_requests(resonate: Resonate) -> None:
@@ -200,14 +257,14 @@ def number_requests(resonate: Resonate) -> None:
 # -- Command line ----------------------------------------------------------
 
 
-async def backfill(descriptor: int, in_flight: int, settings: Settings) -> int:
+async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
     with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as halted:
         async with connect(settings) as (resonate, clients):
             number_requests(resonate)
             visible = sys.stderr is not None and sys.stderr.isatty()
             total = count_lines(descriptor) if visible else None
             bar = tqdm(total=total, unit=" accounts", disable=not visible)
-            work = Backfill(resonate, clients, in_flight, halted, bar)
+            work = Backfill(resonate, clients, chunk, halted, bar)
             started = time.monotonic()
             try:
                 await work.run(descriptor)
@@ -244,8 +301,8 @@ def count_lines(descriptor: int) -> int | None:
     return count
 
 
-async def run(file: str | None, in_flight: int, settings: Settings) -> int:
+async def run(file: str | None, chunk: int, settings: Settings) -> int:
     lines = Path(file).open("rb") if file else sys.stdin  # noqa: SIM115, ASYNC230
     if lines is None or sys.stdout is None:
         raise OSError("stdin or stdout is closed")
-    return await backfill(lines.fileno(), in_flight, settings)
+    return await backfill(lines.fileno(), chunk, settings)

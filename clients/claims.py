@@ -1,0 +1,114 @@
+"""The durable promises of the accounts that a batch creates: `operations/create_accounts.py`.
+
+A batch claims an account by creating the account's own promise, `create-account-<uuid>`, without a task. So nobody can
+run it, and the tag says which batch settles it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from resonate.codec import Codec, NoopEncryptor
+from resonate.error import PlatformError, ResonateError, ServerError
+from resonate.send import parse_promise
+from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq
+
+from .account import promise_id
+from .embedded_promises import EmbeddedPromises
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from resonate.resonate import Resonate
+
+#: The tag of a claimed account's promise. Its value is the id of the batch's promise.
+CLAIM = "claimed-by"
+
+#: Requests to a Resonate server at the same time.
+REQUESTS_MAX = 64
+
+CODEC = Codec(NoopEncryptor())
+
+
+def batch_of(promise: PromiseRecord) -> str | None:
+    """Return the batch that has claimed the account of a pending promise; None if there is none."""
+    return promise.tags.get(CLAIM) if promise.state == "pending" else None
+
+
+class Claims:
+    """Creates and settles promises without a task, many at a time.
+
+    An outage leaves the batch's promise pending: a method raises `PlatformError`.
+    """
+
+    def __init__(self, resonate: Resonate, network: object) -> None:
+        self._sender = resonate.promises.sender
+        self._engine = network if isinstance(network, EmbeddedPromises) else None
+
+    async def create(self, batch: str, uuids: list[str], timeout: timedelta) -> list[str]:
+        """Claim the accounts for the batch. Returns the uuids whose promises existed before, unclaimed or settled."""
+        timeout_at = int((time.time() + timeout.total_seconds()) * 1000)
+        tags = {CLAIM: batch}
+        requests = [PromiseCreateReq(id=promise_id(uuid), timeout_at=timeout_at, tags=tags) for uuid in uuids]
+        promises = await self._ask("promise.create", requests)
+        return [
+            uuid
+            for uuid, promise in zip(uuids, promises, strict=True)
+            if promise is None or batch_of(promise) != batch
+        ]
+
+    async def settle(self, results: dict[str, Any]) -> list[str]:
+        """Settle each uuid's promise with its result: an exception rejects it.
+
+        Returns the uuids whose promises have another state or value, because somebody else settled them.
+        """
+        requests = [
+            PromiseSettleReq(
+                id=promise_id(uuid),
+                state="rejected" if isinstance(result, Exception) else "resolved",
+                value=CODEC.encode(result),
+            )
+            for uuid, result in results.items()
+        ]
+        promises = await self._ask("promise.settle", requests)
+        return [
+            uuid
+            for uuid, request, promise in zip(results, requests, promises, strict=True)
+            if promise is None or (promise.state, promise.value.data) != (request.state, request.value.data)
+        ]
+
+    async def _ask(
+        self, kind: str, requests: Sequence[PromiseCreateReq | PromiseSettleReq]
+    ) -> list[PromiseRecord | None]:
+        """Return the promises after the requests. None stands for a promise that is not found."""
+        try:
+            if self._engine is not None:
+                responses = await self._engine.apply_many(
+                    [msgspec.to_builtins(request) | {"kind": kind} for request in requests]
+                )
+                return [
+                    None if response["status"] == HTTPStatus.NOT_FOUND else parse_promise(response)
+                    for response in responses
+                ]
+            in_flight = asyncio.Semaphore(REQUESTS_MAX)
+            return await asyncio.gather(*(self._send(request, in_flight) for request in requests))
+        except ResonateError as error:
+            raise PlatformError([error]) from error
+
+    async def _send(
+        self, request: PromiseCreateReq | PromiseSettleReq, in_flight: asyncio.Semaphore
+    ) -> PromiseRecord | None:
+        async with in_flight:
+            try:
+                if isinstance(request, PromiseCreateReq):
+                    return await self._sender.promise_create(request)
+                return await self._sender.promise_settle(request)
+            except ServerError as error:
+                if error.code == HTTPStatus.NOT_FOUND:
+                    return None
+                raise

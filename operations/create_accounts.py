@@ -1,0 +1,322 @@
+"""The durable batch: the three steps of `create_account`, for many accounts at a time.
+
+The batch is one durable workflow. Its promise is `create-accounts-<hash of its uuids>`. Each uuid still has its own
+promise, `create-account-<uuid>`, with the same state and value as after a single run. So there are two more steps:
+
+1. claim: create each uuid's promise, with a tag that names the batch. A uuid whose promise exists is left out.
+2. generate the guids.
+3. stage: write the rows in the System of Reference.
+4. commit: create the accounts in the System of Record.
+5. settle: resolve each claimed promise with its account, or reject it with its panic.
+
+A step judges an account that is not simply created by the step of `create_account.py`. So each conflict is defined
+once. A panic halts its account only.
+
+A single run, or another batch, that meets a claimed account completes the batch first (`complete`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import msgspec
+import tigerbeetle as tb
+from resonate.error import AlreadyRegisteredError, ApplicationError, ServerError
+
+from clients.account import account_of, check_new_uuid, check_request, promise_id
+from clients.claims import Claims, batch_of
+from clients.console import Unavailable
+from clients.panic import Panic
+from clients.results import handle_of, read
+from clients.system_of_record import SystemOfRecord
+from clients.system_of_reference import SystemOfReference
+from create_account import DEADLINE, Outcome, commit_account, panic_if, stage_account
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+    from resonate.context import Context
+    from resonate.resonate import Resonate
+    from resonate.types import PromiseRecord
+
+    from clients.opening import Clients
+
+#: Bytes of a batch's largest step result, at the most. A Resonate server accepts requests of 2 MiB, of Base64.
+BYTES_MAX = 1_000_000
+
+#: Bytes of a conflict in a step's result, without the uuid.
+CONFLICT_BYTES = 450
+
+# -- The batch -------------------------------------------------------------
+
+
+def batch_id(uuids: list[str]) -> str:
+    """Return the id of the durable promise of a batch of these uuids, in this order."""
+    return f"create-accounts-{hashlib.blake2b(msgspec.json.encode(uuids), digest_size=16).hexdigest()}"
+
+
+def size_of(uuid: str) -> int:
+    """Return how much of `BYTES_MAX` the uuid needs if it is in conflict, which quotes it twice."""
+    return 2 * len(ascii(uuid)) + CONFLICT_BYTES
+
+
+def check_batch(id_: str, uuids: list[str]) -> None:
+    """Raise ValueError, saying why, if a promise with this id must not create these uuids' accounts."""
+    if id_ != batch_id(uuids):
+        raise ValueError(f"promise {id_} does not belong to these uuids; no account was created")
+    if len(set(uuids)) < len(uuids):
+        raise ValueError("a uuid occurs twice in the batch; no account was created")
+    for uuid in uuids:
+        check_request(promise_id(uuid), uuid)
+
+
+# -- Steps -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a step answers for all accounts: the value of its durable promise."""
+
+    first_guid: str  # of the guids that the step wrote
+    panics: list[tuple[str, str, str, str]]  # the arguments of each `Panic`
+    newest: int = 0  # the timestamp of TigerBeetle's newest account, before the step (ns)
+
+
+async def claim(ctx: Context, batch: str, uuids: list[str]) -> list[str]:
+    """Create the uuids' promises. Returns the uuids that are left out: their promises existed before."""
+    for uuid in uuids:
+        check_new_uuid(uuid)
+    return await ctx.get_dependency(Claims).create(batch, uuids, DEADLINE)
+
+
+def generate_guids(ctx: Context, count: int) -> list[str]:
+    return [str(tb.id()) for _ in range(count)]
+
+
+async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
+    """Write the rows."""
+    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+
+    # Read first, as in the single step. The time of the newest account is read before the accounts, so that the next
+    # step only needs to look for accounts that are newer.
+    newest = await record.newest()
+    existing = await record.guids_of_many(list(accounts))
+    absent = [pair for pair, guids in zip(accounts.items(), existing, strict=True) if not guids]
+    written = await reference.stage_many(absent)
+    created = {uuid for (uuid, _), done in zip(absent, written, strict=True) if done}
+    panics = await judge(ctx, stage_account, reference.name, accounts, created)
+    return Written(first(accounts), panics, newest)
+
+
+async def commit(ctx: Context, accounts: dict[str, str], newest: int) -> Written:
+    """Create the accounts."""
+    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+
+    # Read first, and commit only with the row, as in the single step.
+    existing = await record.guids_of_many(list(accounts), newer_than=newest)
+    rows = await reference.rows_of_many(list(accounts.items()))
+    staged = [
+        (uuid, guid)
+        for (uuid, guid), guids, found in zip(accounts.items(), existing, rows, strict=True)
+        if found == [(uuid, guid)] and guids in ([], [guid])
+    ]
+    statuses = await record.create_many([account_of(uuid, guid) for uuid, guid in staged])
+    done = (tb.CreateAccountStatus.CREATED, tb.CreateAccountStatus.EXISTS)
+    created = {uuid for (uuid, _), status in zip(staged, statuses, strict=True) if status in done}
+    return Written(first(accounts), await judge(ctx, commit_account, "TigerBeetle", accounts, created))
+
+
+async def judge(
+    ctx: Context,
+    step: Callable[[Context, str, str], Awaitable[Outcome]],
+    store: str,
+    accounts: dict[str, str],
+    created: set[str],
+) -> list[tuple[str, str, str, str]]:
+    """Run the single step for the accounts that are not simply created. Returns the arguments of the panics."""
+
+    async def panic_of(uuid: str, guid: str) -> Panic | None:
+        outcome = await step(ctx, uuid, guid)
+        try:
+            panic_if(outcome.type == "exists_diff", f"{store} exists_diff", uuid, guid, outcome)
+            panic_if(outcome.type == "ordering_violated", "ordering violated", uuid, guid, outcome)
+        except Panic as panic:
+            return panic
+        return None
+
+    doubtful = [pair for pair in accounts.items() if pair[0] not in created]
+    panics = await asyncio.gather(*(panic_of(*pair) for pair in doubtful))
+    return [
+        (panic.condition, panic.uuid, panic.guid, panic.conflict) for panic in panics if panic is not None
+    ]
+
+
+async def settle(
+    ctx: Context, accounts: dict[str, str], panics: list[tuple[str, str, str, str]]
+) -> list[str]:
+    """Settle the claimed promises. Returns the uuids whose promises somebody else settled in another way."""
+    results: dict[str, Any] = {uuid: {"uuid": uuid, "guid": guid} for uuid, guid in accounts.items()}
+    results |= {panic[1]: Panic(*panic) for panic in panics}
+    return await ctx.get_dependency(Claims).settle(results)
+
+
+# -- The workflow ----------------------------------------------------------
+
+
+@types.coroutine
+def create_accounts(ctx: Context, uuids: list[str]) -> Generator[Any, Any, dict[str, Any]]:
+    """Write last, read first, for a list. Returns `{"guids": [guid or None, ...], "newest": timestamp}`.
+
+    The guids are in the order of the uuids. None: the uuid's own promise says what became of it.
+    """
+    ctx = ctx.options(timeout=DEADLINE)
+    check_batch(ctx.info.id, uuids)
+
+    others = set((yield from ctx.run(claim, ctx.info.id, uuids).__await__()))
+    claimed = [uuid for uuid in uuids if uuid not in others]
+    if not claimed:
+        return {"guids": [None] * len(uuids), "newest": 0}
+
+    guids = yield from ctx.run(generate_guids, len(claimed)).__await__()
+    accounts = dict(zip(claimed, guids, strict=True))
+
+    # Stage the accounts in the System of Reference.
+    staged = yield from ctx.run(stage, accounts).__await__()
+    check_recorded(staged, accounts)
+    to_commit = without(accounts, staged.panics)
+
+    # Commit the accounts in the System of Record.
+    committed = yield from ctx.run(commit, to_commit, staged.newest).__await__()
+    check_recorded(committed, to_commit)
+    created = without(to_commit, committed.panics)
+
+    others = set((yield from ctx.run(settle, created, staged.panics + committed.panics).__await__()))
+    return {
+        "guids": [None if uuid in others else created.get(uuid) for uuid in uuids],
+        "newest": staged.newest,
+    }
+
+
+def check_recorded(written: Written, accounts: dict[str, str]) -> None:
+    """Raise ValueError if the promises were lost and recorded again while another process ran."""
+    if written.first_guid != first(accounts):
+        raise ValueError(f"the promise of a step records the guid {written.first_guid} of another run")
+
+
+def first(accounts: dict[str, str]) -> str:
+    return next(iter(accounts.values()), "")
+
+
+def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -> dict[str, str]:
+    halted = {uuid for _, uuid, _, _ in panics}
+    return {uuid: guid for uuid, guid in accounts.items() if uuid not in halted}
+
+
+# -- Callers ---------------------------------------------------------------
+
+
+def register(resonate: Resonate, clients: Clients) -> Claims:
+    """Register the workflow and inject what it needs besides the two stores. May be called again."""
+    claims = Claims(resonate, clients.promises["network"])
+    with contextlib.suppress(AlreadyRegisteredError):
+        resonate.register(create_accounts, name="create_accounts")
+        resonate.with_dependency(claims)
+    return claims
+
+
+async def create_batch(
+    uuids: list[str], resonate: Resonate, clients: Clients
+) -> tuple[bool, list[str | None]]:
+    """Create the accounts as a batch, or resume it. Returns whether it had ended before, and the guids.
+
+    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid.
+    """
+    register(resonate, clients)
+    promise = await read(resonate, batch_id(uuids))
+    ended = promise is not None and promise.state != "pending"
+    if promise is not None and ended:
+        batch = handle_of(promise)
+    else:
+        batch = resonate.options(timeout=DEADLINE).run(batch_id(uuids), create_accounts, uuids)
+    try:
+        await batch.id()
+        result = await batch.result()
+    except Exception:  # noqa: BLE001 - any error can be stored in a promise; the single runs report it
+        return False, [None] * len(uuids)
+    guids: list[str | None] = result["guids"]
+    # Read first, here too. The accounts of a batch that ended before are not among the newest.
+    newer_than = None if ended else result["newest"]
+    pairs = zip(guids, await clients.record.guids_of_many(uuids, newer_than), strict=True)
+    return ended, [guid if existing == [guid] else None for guid, existing in pairs]
+
+
+#: Of the batches that this process completes now: several accounts of a batch can be asked for at the same time.
+_completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+
+async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) -> None:
+    """Settle the promise of an account that a batch has claimed: run the batch to its end.
+
+    If the batch ended but did not settle the promise, nobody else will. Then the promise is resolved if both stores
+    hold the account, and otherwise rejected with the reason, so that an operator can finish the account.
+    """
+
+    async def is_claimed() -> bool:
+        promise = await read(resonate, promise_id(uuid))
+        return promise is not None and batch_of(promise) == batch
+
+    claims = register(resonate, clients)
+    lock = _completing.setdefault(batch, asyncio.Lock())
+    async with lock:
+        if not await is_claimed():
+            return
+        promise = await read(resonate, batch)
+        if promise is not None and promise.state == "pending":
+            await run_to_its_end(batch, uuid, resonate)
+            promise = await read(resonate, batch)
+        if await is_claimed():
+            await claims.settle({uuid: await what_became_of(uuid, await end_of(promise, batch), clients)})
+
+
+async def run_to_its_end(batch: str, uuid: str, resonate: Resonate) -> None:
+    # The promise records the uuids. The argument is not used.
+    run = resonate.options(timeout=DEADLINE).run(batch, create_accounts, [uuid])
+    try:
+        await run.id()
+        await run.result()
+    except (Unavailable, ServerError):
+        raise
+    except Exception:  # noqa: BLE001, S110 - any error can be stored in a promise; `end_of` reads it
+        pass
+
+
+async def end_of(promise: PromiseRecord | None, batch: str) -> str:
+    """Say how the batch ended."""
+    if promise is None:
+        return f"batch {batch} was not found"
+    try:
+        await handle_of(promise).result()
+    except Exception as error:  # noqa: BLE001 - any error can be stored in a promise
+        return f"batch {batch} is {promise.state}: {error}"
+    return f"batch {batch} is {promise.state}"
+
+
+async def what_became_of(uuid: str, ended: str, clients: Clients) -> dict[str, str] | ApplicationError:
+    """Return the result of a claimed account whose batch ended without a result for it."""
+    # Read first: the System of Record decides whether the account exists.
+    guids = await clients.record.guids_of(uuid)
+    rows = await clients.reference.rows_of(uuid, guids[0] if guids else "")
+    if len(guids) == 1 and rows == [(uuid, guids[0])]:
+        return {"uuid": uuid, "guid": guids[0]}
+    staged = " and ".join(f"uuid {u!r} with guid {g}" for u, g in rows) or "nothing"
+    held = ", ".join(guids) or "no account"
+    return ApplicationError(
+        f"{ended}, and it did not settle uuid {uuid!r}: {clients.reference.name} stages {staged}, and TigerBeetle "
+        f"holds {held} for this uuid"
+    )
