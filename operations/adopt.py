@@ -116,7 +116,8 @@ def decide(state: AccountState, *, again: bool) -> Attempt | None:
         raise Refused(f"promise {first} not found (never created, or lost); run {command}")
     if promises[-1].state == "pending":
         if len(promises) == 1:
-            raise Refused(f"promise {first} is pending; to resume it, run {command}")
+            waits = f" and {state.waits_for}" if state.waits_for else ""
+            raise Refused(f"promise {first} is pending{waits}; to resume it, run {command}")
         return Attempt(promises[-1].id, create_account, (uuid,))  # the promise records which workflow it is
 
     if state.agrees:

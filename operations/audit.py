@@ -67,10 +67,11 @@ async def disagreeing(readers: Readers, count: Counter[str]) -> AsyncIterator[st
 async def recheck(readers: Readers, uuid: str, count: Counter[str]) -> AsyncIterator[str]:
     """Read the uuid again, promises included, and yield its finding, if there is one."""
     state = await read_state(readers, uuid)
-    if state.verdict == "staged" and state.promises and state.promises[-1].state == "pending":
+    if state.verdict == "staged" and state.in_progress:
         count["in progress"] += 1
     elif state.verdict == "staged":
         promise = f"is {state.promises[-1].state}" if state.promises else "was not found"
+        promise += f" and {state.waits_for}" if state.waits_for else ""
         yield f"staged: uuid {uuid!r} with guid {state.guid} has no account; its promise {promise}"
     elif state.verdict == "conflict":
         yield f"conflict: uuid {uuid!r}: {'; '.join(state.reasons())}"

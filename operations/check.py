@@ -41,6 +41,7 @@ async def run(uuid: str, settings: Settings) -> int:
 def report(state: AccountState) -> None:
     for promise in state.promises:
         detail = f"account {promise.guid}" if promise.guid is not None else promise.message
+        detail = state.waits_for if promise.batch is not None else detail
         print_result(f"promise {promise.id}: {promise.state}" + (f", {detail}" if detail else ""))
     if not state.promises:
         print_result(f"promise {promise_id(state.uuid)}: not found")

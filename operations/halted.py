@@ -21,33 +21,37 @@ from typing import TYPE_CHECKING
 from clients.account import uuid_of
 from clients.console import HALTED, print_result
 
-from .state import is_uuid, open_readers, read_state
+from .state import is_uuid, open_readers, read_batch, read_state
 
 if TYPE_CHECKING:
     from clients.settings import Settings
 
-    from .state import Promise
+    from .state import Promise, Readers
 
-#: What this program can execute: the names and versions that create_account.py and adopt.py register.
-FUNCTIONS = {("create_account", 1), ("commit_staged", 1), ("stage_committed", 1)}
+#: What this program can execute: the names and versions of the registered workflows.
+FUNCTIONS = {("create_account", 1), ("create_accounts", 1), ("commit_staged", 1), ("stage_committed", 1)}
 
 
 async def run(settings: Settings) -> int:
     count: Counter[str] = Counter()
     async with open_readers(settings) as readers, readers.outages.interrupting():
         async for promise in readers.unresolved():
-            uuid = uuid_of(promise.id)
-            if uuid is None or reason_of(promise) is None:
+            uuid, reason = uuid_of(promise.id), await reason_of(promise, readers)
+            if uuid is None or reason is None:
                 continue
             if not is_uuid(uuid):
                 count["halted"] += 1
-                print_result(f"halted: {promise.id} {reason_of(promise)}")
+                print_result(f"halted: {promise.id} {reason}")
                 continue
             state = await read_state(readers, uuid)
-            unresolved = [p for p in state.promises if reason_of(p) is not None] or [promise]
-            if unresolved[0].id != promise.id:
-                continue  # an account is listed once, with its first promise
-            line = f"{unresolved[-1].id} {reason_of(unresolved[-1])}"
+            reasons = [
+                (p.id, why) for p in state.promises if (why := await reason_of(p, readers)) is not None
+            ]
+            if promise.id not in [p.id for p in state.promises]:
+                reasons.append((promise.id, reason))
+            if not reasons or reasons[0][0] != promise.id:
+                continue  # an account is listed once, with its first promise; a pending one can be settled by now
+            line = " ".join(reasons[-1])
             if state.agrees:
                 count["adopted"] += 1
                 print_result(f"adopted: {line}")
@@ -58,8 +62,21 @@ async def run(settings: Settings) -> int:
     return HALTED if count["halted"] else 0
 
 
-def reason_of(promise: Promise) -> str | None:
+async def reason_of(promise: Promise, readers: Readers) -> str | None:
     """Return why the promise is halted; None if it is resolved, or if this program can execute it."""
+    if promise.batch is None:
+        return why_halted(promise)
+    promise, batch = await read_batch(readers, promise)
+    if promise.batch is None:
+        return why_halted(promise)
+    if batch is None or batch.state != "pending":
+        how = "was not found" if batch is None else f"is {batch.state}"
+        return f"is pending and waits for batch {promise.batch}, which {how}; a run of create_account.py ends this"
+    why = why_halted(batch)
+    return None if why is None else f"is pending and waits for batch {promise.batch}, which {why}"
+
+
+def why_halted(promise: Promise) -> str | None:
     if promise.state == "resolved":
         return None
     if promise.state != "pending":

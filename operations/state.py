@@ -18,6 +18,7 @@ from resonate.error import ResonateError, ServerError
 from resonate.types import PromiseRecord, Value
 
 from clients.account import accounts_of, check_uuid, differences, id_of, promise_id
+from clients.claims import batch_of
 from clients.console import Unavailable, print_diagnostic
 from clients.embedded_ledger import EmbeddedLedger
 from clients.one_reference import Identity, mismatch, open_promises
@@ -119,6 +120,7 @@ class Promise:
     value: Any
     param: Any = None
     target: str | None = None  # who executes it; None if nobody does
+    batch: str | None = None  # the batch that has claimed the account of a pending promise
 
     @property
     def message(self) -> str:
@@ -312,8 +314,8 @@ def _decoded(promise: PromiseRecord) -> Promise:
             return Codec(NoopEncryptor()).decode(value)
         return None
 
-    target = promise.tags.get("resonate:target")
-    return Promise(promise.id, promise.state, decode(promise.value), decode(promise.param), target)
+    target, batch = promise.tags.get("resonate:target"), batch_of(promise)
+    return Promise(promise.id, promise.state, decode(promise.value), decode(promise.param), target, batch)
 
 
 # -- The state of one account ----------------------------------------------
@@ -321,13 +323,32 @@ def _decoded(promise: PromiseRecord) -> Promise:
 
 @dataclass(frozen=True)
 class AccountState:
-    """What the promises and both stores hold for one uuid. `promises`: the first run, then the adoptions."""
+    """What the promises and both stores hold for one uuid. `promises`: the first run, then the adoptions.
+
+    `batch`: the promise of the batch that has claimed the account; None if there is none, or if it was not found.
+    """
 
     uuid: str
     promises: list[Promise]
     accounts: list[tb.Account]
     rows: list[tuple[Any, Any]]
     reference: str  # the name of the System of Reference
+    batch: Promise | None = None
+
+    @property
+    def waits_for(self) -> str:
+        """Say what the pending promise of a claimed account waits for; empty for any other account."""
+        claim = self.promises[0].batch if self.promises else None
+        how = "was not found" if self.batch is None else f"is {self.batch.state}"
+        return f"waits for batch {claim}, which {how}" if claim is not None else ""
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a run or a batch is pending that will create the account."""
+        last = self.promises[-1] if self.promises else None
+        if last is not None and last.batch is not None:
+            last = self.batch
+        return last is not None and last.state == "pending"
 
     @property
     def guid(self) -> str | None:
@@ -394,12 +415,24 @@ async def read_state(readers: Readers, uuid: str) -> AccountState:
     promises: list[Promise] = []
     while is_uuid(uuid) and (promise := await readers.promise(promise_id(uuid, len(promises) + 1))):
         promises.append(promise)
+    batch = None
+    if promises and promises[0].batch is not None:
+        promises[0], batch = await read_batch(readers, promises[0])
     accounts = await readers.record.query_accounts(accounts_of(uuid))
     guids = [str(account.id) for account in accounts]
     rows = await readers.reference.find(uuid, guids)
     staged = [id_of(guid) for _, guid in rows if guid not in guids]
     accounts += await readers.record.lookup_accounts([id_ for id_ in staged if id_ is not None])
-    return AccountState(uuid, promises, accounts, rows, readers.reference.name)
+    return AccountState(uuid, promises, accounts, rows, readers.reference.name, batch)
+
+
+async def read_batch(readers: Readers, promise: Promise) -> tuple[Promise, Promise | None]:
+    """Return the promise of a claimed account, and its batch's promise, None if it was not found."""
+    assert promise.batch is not None
+    batch = await readers.promise(promise.batch)
+    if batch is None or batch.state != "pending":  # a batch settles its accounts' promises before it ends
+        promise = await readers.promise(promise.id) or promise
+    return promise, batch
 
 
 def is_uuid(uuid: str) -> bool:

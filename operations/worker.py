@@ -7,6 +7,8 @@ Other programs start an account by name, from any language that has a Resonate S
 
 The promise's id must be `create-account-<uuid>`, so that all requests for a uuid share one promise.
 
+A worker also resumes the batches of a backfill that died.
+
 If a worker dies, another worker resumes its tasks after their leases expire. All workers share one System of
 Reference. With SQLite they share DATA_DIR, on one host. With PostgreSQL (REFERENCE_URL) they run on any number of
 hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the
@@ -30,6 +32,8 @@ from clients.console import INTERRUPTED, Unavailable, print_diagnostic
 from clients.one_reference import Identity, check_or_record
 from create_account import connect
 
+from .create_accounts import register
+
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
 
@@ -42,6 +46,7 @@ async def run(settings: Settings) -> int:
     received = cancel_at_first_signal()
     try:
         async with connect(settings, serve=True) as (resonate, clients):
+            register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
             identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
             await check_or_record(resonate, identity)  # raises an outage at the start
             clients.outages.wait_forever = True

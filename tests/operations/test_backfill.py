@@ -256,14 +256,15 @@ def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> N
     ]
 
 
-@pytest.mark.parametrize("in_flight", ["1", "3"])
+@pytest.mark.parametrize("chunk", ["1", "3"])
 @pytest.mark.slow
-def test_all_accounts_are_created_with_fewer_in_flight(embedded_world: World, in_flight: str) -> None:
-    with backfill(embedded_world, "--in-flight", in_flight) as process:
+def test_all_accounts_are_created_in_smaller_batches(embedded_world: World, chunk: str) -> None:
+    with backfill(embedded_world, "--chunk", chunk) as process:
         few = done(
             process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=HANG_S)
         )
     assert (few.status, list(few.accounts)) == (0, [str(number) for number in range(10)])
+    assert few.counts() == {"created": 10, "existing": 0, "halted": 0, "invalid": 0}
 
 
 def test_reader_that_closes_stdout_causes_no_error(embedded_world: World) -> None:
@@ -323,12 +324,12 @@ def is_full(pipe: IO[bytes] | None) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        pytest.param(["--in-flight", "0"], "from 1 to 64", marks=pytest.mark.slow),
-        (["--in-flight", "65"], "from 1 to 64"),
-        pytest.param(["--in-flight", "x"], "from 1 to 64", marks=pytest.mark.slow),
+        pytest.param(["--chunk", "0"], "from 1 to 2000", marks=pytest.mark.slow),
+        (["--chunk", "2001"], "from 1 to 2000"),
+        pytest.param(["--chunk", "x"], "from 1 to 2000", marks=pytest.mark.slow),
         pytest.param(["a", "b"], "unrecognized", marks=pytest.mark.slow),
     ],
-    ids=["0 in flight", "65 in flight", "x in flight", "two files"],
+    ids=["chunk of 0", "chunk of 2001", "chunk of x", "two files"],
 )
 def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str], words: str) -> None:
     with backfill(embedded_world, *arguments) as process:
