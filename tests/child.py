@@ -5,7 +5,7 @@
 `create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
 environment:
 
-- `CRASH`: where to kill it, one of `POINTS`, such as `after effect 3` (step 3 is written but not recorded)
+- `CRASH`: where to kill it, one of `POINTS` (a backfill: one of `BATCH_POINTS`), such as `after effect 3` (step 3 is written but not recorded)
 - `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
 - `GUID`: the guid that step 1 generates, in place of a new one
 - `HOLD`: where to wait until the test removes the file `held` beside the witness
@@ -13,6 +13,7 @@ environment:
 - `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
 - `FILE_SIZE`: the largest size of a file in bytes, as on a full disk
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
+- `RAISE`: where an unexpected error is raised, one of `BATCH_POINTS`
 - `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
 - `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
 """
@@ -26,6 +27,7 @@ import resource
 import signal
 import sys
 import time
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,21 +35,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resonate.context import Context
+
 STEPS = ("1", "2", "3")
-POINTS = [
-    f"{when} {what}"
-    for what in (
-        "create the promise",
-        *(f"{action} {step}" for step in STEPS for action in ("create", "effect", "record")),
-        "settle the promise",
-    )
-    for when in ("before", "after")
-] + ["before print"]
+BATCH_STEPS = ("1", "2", "3", "4", "5")
+
+
+def points_of(steps: tuple[str, ...]) -> list[str]:
+    actions = (f"{action} {step}" for step in steps for action in ("create", "effect", "record"))
+    return [
+        f"{when} {what}"
+        for what in ("create the promise", *actions, "settle the promise")
+        for when in ("before", "after")
+    ]
+
+
+POINTS = [*points_of(STEPS), "before print"]
+
+#: "between": a part of the promises is created or settled. Embedded promises do this in one transaction.
+BATCH_POINTS = [*points_of(BATCH_STEPS), "between effect 1", "between effect 5"]
 
 
 def kill_at(point: str) -> None:
     if os.environ.get("CRASH") == point:
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("RAISE") == point:
+        raise RuntimeError("unexpected")
 
 
 def witness(step: str) -> None:
@@ -109,15 +122,12 @@ def watch() -> None:
     time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
 
     import tigerbeetle as tb
-    from resonate.send import Sender
 
     from clients.system_of_record import SystemOfRecord
     from clients.system_of_reference import SystemOfReference
 
     set_limits()
-    for variable in ("CRASH", "HOLD"):
-        if os.environ.get(variable, "") not in ("", *POINTS):
-            sys.exit(f"{variable} must be one of: {', '.join(POINTS)}")
+    check_points(POINTS)
 
     real_id = tb.id
 
@@ -131,13 +141,7 @@ def watch() -> None:
     wrap(SystemOfReference, "stage", lambda *_: "effect 2")
     wrap(SystemOfRecord, "create", lambda *_: "effect 3")
 
-    def step_of(promise_id: str) -> str:
-        return promise_id.rpartition(":")[2]
-
-    wrap(Sender, "task_create_or_conflict", lambda *_: "create the promise")
-    wrap(Sender, "task_fence_create", lambda *args: f"create {step_of(args[3].id)}")
-    wrap(Sender, "task_fence_settle", lambda *args: f"record {step_of(args[3].id)}")
-    wrap(Sender, "task_fulfill", lambda *_: "settle the promise")
+    watch_promises(batches=False)
 
     real_print = builtins.print
 
@@ -147,6 +151,68 @@ def watch() -> None:
         real_print(*args, **kwargs)
 
     builtins.print = last_print
+
+
+def check_points(points: list[str]) -> None:
+    for variable in ("CRASH", "HOLD"):
+        if os.environ.get(variable, "") not in ("", *points):
+            sys.exit(f"{variable} must be one of: {', '.join(points)}")
+
+
+def watch_promises(*, batches: bool) -> None:
+    """Pass the points of the batches' workflows, or those of all others."""
+    from resonate.send import Sender
+
+    def point(id_: str, action: str) -> str | None:
+        if id_.startswith("create-accounts-") != batches:
+            return None
+        return f"{action} {id_.partition(':')[2] or 'the promise'}"
+
+    wrap(Sender, "task_create_or_conflict", lambda *args: point(args[3].id, "create"))
+    wrap(Sender, "task_fence_create", lambda *args: point(args[3].id, "create"))
+    wrap(Sender, "task_fence_settle", lambda *args: point(args[3].id, "record"))
+    wrap(Sender, "task_fulfill", lambda *args: point(args[1], "settle"))
+
+
+def watch_batch() -> None:
+    """Wrap the functions that the steps of a batch call. The environment says how."""
+    set_limits()
+    check_points(BATCH_POINTS)
+
+    from clients.claims import Claims
+    from clients.system_of_record import SystemOfRecord
+    from clients.system_of_reference import SystemOfReference
+    from operations import create_accounts
+
+    real_guids = create_accounts.generate_guids
+
+    def generate_guids(ctx: Context, count: int) -> list[str]:
+        kill_at("before effect 2")
+        guids = real_guids(ctx, count)
+        if guid := os.environ.get("GUID"):
+            guids[0] = guid
+        kill_at("after effect 2")
+        return guids
+
+    create_accounts.generate_guids = generate_guids
+    wrap(Claims, "create", lambda *_: "effect 1")
+    wrap(SystemOfReference, "stage_many", lambda *_: "effect 3")
+    wrap(SystemOfRecord, "create_many", lambda *_: "effect 4")
+    wrap(Claims, "settle", lambda *_: "effect 5")
+    watch_promises(batches=True)
+
+    real_send = Claims._send
+    sent: Counter[str] = Counter()
+
+    async def send(self: Claims, request: Any, in_flight: asyncio.Semaphore) -> Any:
+        promise = await real_send(self, request, in_flight)
+        effect = "5" if hasattr(request, "state") else "1"
+        sent[effect] += 1
+        if sent[effect] == 2:
+            kill_at(f"between effect {effect}")
+        return promise
+
+    Claims._send = send  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

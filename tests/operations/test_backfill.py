@@ -6,16 +6,12 @@ import asyncio
 import fcntl
 import os
 import pty
-import re
 import secrets
 import signal
 import struct
 import subprocess
-import sys
 import termios
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,69 +31,11 @@ from ..conftest import (
     quick_only,
     wait_until,
 )
+from .backfills import backfill, done, run
 
 #: For a longer list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
 LINES = int(os.environ.get("BACKFILL_LINES", "2000"))
 KILLS = int(os.environ.get("BACKFILL_KILLS", "0"))
-
-#: The command, with the limits that tests/child.py reads from the environment.
-LIMITED = (
-    "from tests.child import set_limits; set_limits(); "
-    "from clients import console; console.main('operations.commands')"
-)
-COMMAND = [sys.executable, "-c", LIMITED, "backfill"]
-
-
-@dataclass
-class Done:
-    status: int
-    shown: list[str]
-    """Lines of stdout: uuid, tab, guid."""
-    err: str
-
-    @property
-    def accounts(self) -> dict[str, str]:
-        return dict(line.split("\t") for line in self.shown)
-
-    def counts(self) -> dict[str, int]:
-        summary = self.err.splitlines()[-1]
-        assert re.search(r"; [\d,]+ accounts/s$", summary)
-        return {name: int(count) for name, count in re.findall(r"(\w+) (\d+)(?=[,;])", summary)}
-
-
-@contextmanager
-def backfill(
-    world: World,
-    *arguments: str,
-    stdin: int | IO[bytes] = subprocess.PIPE,
-    stdout: int | IO[bytes] = subprocess.PIPE,
-    stderr: int | IO[bytes] = subprocess.PIPE,
-    **env: str,
-) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(
-        [*COMMAND, *arguments],
-        env=world.environ() | {"LEASE": "2"} | env,
-        cwd=world.directory,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def run(world: World, *lines: str | bytes, end: bytes = b"\n") -> Done:
-    """Run backfill to its end with these lines on stdin."""
-    content = b"".join((line if isinstance(line, bytes) else line.encode()) + end for line in lines)
-    with backfill(world) as process:
-        return done(process, *process.communicate(content, timeout=HANG_S))
-
-
-def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
-    assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode, out.decode().split("\n")[:-1], err.decode())
 
 
 def test_backfill_creates_the_same_accounts_as_single_runs(world: World, user: str) -> None:

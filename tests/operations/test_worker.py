@@ -48,6 +48,8 @@ LIMITED = (
     "from clients import console, resonate_server as server; sys.argv[1:] = ['worker']; "
     "server.SILENCE_TIMEOUT_S = float(os.environ.get('SILENCE', server.SILENCE_TIMEOUT_S)); "
     "server.RELEASE_TIMEOUT_S = float(os.environ.get('RELEASE', server.RELEASE_TIMEOUT_S)); "
+    "from resonate.registry import Registry; get = Registry.get; forgotten = os.environ.get('FORGET'); "
+    "Registry.get = lambda *asked: None if asked[1] == forgotten else get(*asked); "
     "console.main('operations.commands')"
 )
 

@@ -1,0 +1,106 @@
+"""Run backfills, also such as are killed or held at a point of a batch, and read the promises that they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from resonate.types import Value
+
+from clients.settings import Settings
+from create_account import connect
+from operations.state import Promise, open_readers
+
+from ..conftest import HANG_S, World
+
+#: The command, with the points and limits that tests/child.py reads from the environment.
+WATCHED = (
+    "from tests.child import watch_batch; watch_batch(); "
+    "from clients import console; console.main('operations.commands')"
+)
+COMMAND = [sys.executable, "-c", WATCHED, "backfill"]
+
+
+@dataclass
+class Done:
+    status: int
+    shown: list[str]
+    """Lines of stdout: uuid, tab, guid."""
+    err: str
+
+    @property
+    def accounts(self) -> dict[str, str]:
+        return dict(line.split("\t") for line in self.shown)
+
+    def counts(self) -> dict[str, int]:
+        summary = self.err.splitlines()[-1]
+        assert re.search(r"; [\d,]+ accounts/s$", summary)
+        return {name: int(count) for name, count in re.findall(r"(\w+) (\d+)(?=[,;])", summary)}
+
+
+@contextmanager
+def backfill(
+    world: World,
+    *arguments: str,
+    stdin: int | IO[bytes] = subprocess.PIPE,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+    **env: str,
+) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=world.environ() | {"LEASE": "2"} | env,
+        cwd=world.directory,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(world: World, *lines: str | bytes, end: bytes = b"\n", **env: Any) -> Done:
+    """Run backfill to its end with these lines on stdin."""
+    content = b"".join((line if isinstance(line, bytes) else line.encode()) + end for line in lines)
+    with backfill(world, **env) as process:
+        return done(process, *process.communicate(content, timeout=HANG_S))
+
+
+def killed(world: World, uuids: list[str], crash: str, **env: Any) -> None:
+    """Run backfill until it is killed at the point, one of `BATCH_POINTS`."""
+    many = run(world, *uuids, CRASH=crash, **env)
+    assert (many.status, many.shown) == (-signal.SIGKILL, []), many.err
+
+
+def promise_of(world: World, id_: str) -> Promise | None:
+    """Return the durable promise; None if it is not found."""
+
+    async def read() -> Promise | None:
+        async with open_readers(Settings.read(world.env)) as readers:
+            return await readers.promise(id_)
+
+    return asyncio.run(read())
+
+
+def cancel(world: World, id_: str) -> None:
+    """Cancel a promise, as an operator does."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.cancel(id_, Value(data=None))
+
+    asyncio.run(run())
+
+
+def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
+    assert b"Traceback" not in err, err.decode()
+    return Done(process.returncode, out.decode().split("\n")[:-1], err.decode())

@@ -1,0 +1,394 @@
+"""The durable batch: killed at every point, met by single runs and other batches, ended by an operator.
+
+After a batch each uuid's promise is what a single run leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import pickle
+import sqlite3
+from typing import Any
+
+import pytest
+import tigerbeetle as tb
+
+from clients.account import owner_of, promise_id
+from clients.panic import Panic
+from clients.settings import Settings
+from create_account import connect
+from operations.create_accounts import batch_id, create_accounts, register
+
+from ..child import BATCH_POINTS, BATCH_STEPS
+from ..conftest import (
+    EmbeddedWorld,
+    ServerWorld,
+    World,
+    assert_accounts_exist,
+    numbered,
+    quick_only,
+    wait_until,
+)
+from .backfills import cancel, killed, promise_of, run
+from .commands import assert_adopted, commit, operate, script, stage
+from .test_worker import worker
+
+#: After the claims exist, and before the batch is settled.
+CLAIMED = ["before effect 2", "after effect 3", "after effect 4", "before record 5"]
+
+
+def left_to_do(crash: str) -> list[str]:
+    """Return the steps whose results were not recorded before the crash."""
+    crash = crash.replace("between", "after")
+    return [
+        step for step in BATCH_STEPS if BATCH_POINTS.index(crash) < BATCH_POINTS.index(f"after record {step}")
+    ]
+
+
+def assert_all_exist(world: World, uuids: list[str]) -> dict[str, str]:
+    """Run backfill, and check that each uuid has one account and a promise that names it. Returns the accounts."""
+    many = run(world, *uuids)
+    assert (many.status, list(many.accounts)) == (0, uuids), many.err
+    assert_accounts_exist(world, many.accounts)
+    for uuid, guid in many.accounts.items():
+        promise = promise_of(world, promise_id(uuid))
+        assert promise is not None
+        assert (promise.state, promise.value) == ("resolved", {"uuid": uuid, "guid": guid})
+    return many.accounts
+
+
+def assert_no_account_without_its_row(world: World, uuids: list[str]) -> None:
+    for uuid in uuids:
+        committed, staged = world.accounts(uuid), world.rows(uuid)
+        assert len(committed) <= len(staged) <= 1
+        assert committed in ([], staged)
+
+
+# -- Crashes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crash", quick_only(["after effect 4"], BATCH_POINTS))
+def test_killed_batch_is_resumed_by_a_rerun(world: World, user: str, crash: str) -> None:
+    if "between" in crash and not isinstance(world, ServerWorld):
+        pytest.skip("embedded promises are claimed and settled in one transaction")
+    uuids = numbered(user, 4)
+    killed(world, uuids, crash)
+    assert_no_account_without_its_row(world, uuids)
+    world.witness.write_text("")
+    many = run(world, *uuids, WITNESS=str(world.witness))
+    assert (many.status, list(many.accounts)) == (0, uuids), many.err
+    assert world.witness.read_text().split() == left_to_do(crash)
+    assert_all_exist(world, uuids)
+
+
+@pytest.mark.slow
+def test_batch_is_resumed_after_a_kill_at_each_point_in_turn(world: World, user: str) -> None:
+    uuids = numbered(user, 4)
+    for crash in BATCH_POINTS:
+        # Not after a step's effect: a rerun does not pass this point again if the effect is there already.
+        if crash.startswith("before"):
+            killed(world, uuids, crash)
+            assert_no_account_without_its_row(world, uuids)
+    assert_all_exist(world, uuids)
+
+
+@pytest.mark.parametrize("crash", quick_only(["after effect 4"], CLAIMED))
+def test_single_run_completes_the_batch_that_claimed_its_account(world: World, user: str, crash: str) -> None:
+    uuids = numbered(user, 4)
+    killed(world, uuids, crash)
+    single = world.run(uuids[2])
+    assert single.status == 0, single.err
+    assert {uuid: world.accounts(uuid) for uuid in uuids} == {uuid: world.rows(uuid) for uuid in uuids}
+    again = world.run(uuids[3])
+    assert (again.status, again.steps) == (0, []), "the batch has created this account, too"
+    assert assert_all_exist(world, uuids)[uuids[2]] == single.guid
+
+
+@pytest.mark.parametrize("crash", quick_only(["after effect 3"], CLAIMED))
+def test_batches_with_other_boundaries_find_the_same_accounts(world: World, user: str, crash: str) -> None:
+    uuids = numbered(user, 8)
+    killed(world, uuids[:4], crash)
+    killed(world, [uuids[6], *uuids[2:6]], "after effect 3")
+    assert_all_exist(world, list(reversed(uuids)))
+
+
+@pytest.mark.slow
+def test_worker_resumes_the_batch_of_a_dead_backfill(server_world: ServerWorld, user: str) -> None:
+    uuids = numbered(user, 4)
+    with worker(server_world, LEASE="2"):
+        killed(server_world, uuids, "after effect 4")
+        wait_until(lambda: state_of(server_world, batch_id(uuids)) == "resolved")
+    assert_all_exist(server_world, uuids)
+
+
+@pytest.mark.slow
+def test_worker_that_does_not_know_batches_leaves_the_batch_to_others(
+    server_world: ServerWorld, user: str
+) -> None:
+    """A worker of an older release: it names the batch once and does not settle it."""
+    uuids = numbered(user, 4)
+    with worker(server_world, LEASE="1", FORGET="create_accounts") as older:
+        killed(server_world, uuids, "after effect 3")
+        wait_until(lambda: bool(older.said(f"cannot run {batch_id(uuids)}")))
+        assert state_of(server_world, batch_id(uuids)) == "pending"
+        single = server_world.run(uuids[0])
+        assert single.status == 0, single.err
+    assert_all_exist(server_world, uuids)
+
+
+def state_of(world: World, id_: str) -> str:
+    promise = promise_of(world, id_)
+    return "not found" if promise is None else promise.state
+
+
+def test_single_run_that_starts_before_the_claim_waits_for_the_batch(
+    server_world: ServerWorld, user: str
+) -> None:
+    """It read that the promise does not exist. Then the batch claims the account, and the server answers 422."""
+    uuids = numbered(user, 3)
+    with server_world.held(uuids[1], "before create the promise") as single:
+        many = run(server_world, *uuids)
+    done = server_world.finish(single)
+    assert (done.status, done.guid) == (0, many.accounts[uuids[1]])
+    assert_all_exist(server_world, uuids)
+
+
+@pytest.mark.slow
+def test_batch_leaves_an_account_to_the_single_run_that_has_begun_it(world: World, user: str) -> None:
+    uuids = numbered(user, 3)
+    world.run(uuids[1], crash="before effect 3")
+    staged = world.rows(uuids[1])
+    assert [assert_all_exist(world, uuids)[uuids[1]]] == staged
+
+
+def test_batch_of_one_is_a_single_run(embedded_world: EmbeddedWorld, user: str) -> None:
+    many = run(embedded_world, user)
+    assert many.status == 0
+    assert state_of(embedded_world, batch_id([user])) == "not found"
+    again = embedded_world.run(user)
+    assert (again.guid, again.steps) == (many.accounts[user], [])
+
+
+# -- One promise, one meaning ----------------------------------------------
+
+
+def nothing(world: World, uuid: str, guid: str) -> str:
+    return guid
+
+
+def other_row(world: World, uuid: str, guid: str) -> str:
+    stage(world, uuid, other := str(tb.id()))
+    return other
+
+
+def row_of_another(world: World, uuid: str, guid: str) -> str:
+    stage(world, f"{uuid} of another", guid)
+    return guid
+
+
+def account_without_row(world: World, uuid: str, guid: str) -> str:
+    commit(world, uuid, other := str(tb.id()))
+    return other
+
+
+def account_of_another(world: World, uuid: str, guid: str) -> str:
+    commit(world, "another", guid, code=2)
+    return guid
+
+
+SITUATIONS = [nothing, other_row, row_of_another, account_without_row, account_of_another]
+
+
+def normalized(thing: Any, names: dict[str, str]) -> Any:
+    """Replace the uuid and the guids by their roles, also inside a stored panic."""
+    if isinstance(thing, dict) and "__py_pickle" in thing:
+        panic = pickle.loads(base64.b64decode(thing["__py_pickle"]))  # noqa: S301
+        assert isinstance(panic, Panic)
+        thing = {key: value for key, value in thing.items() if key != "__py_pickle"} | {"args": panic.args}
+    text = repr(thing)
+    for name, role in names.items():
+        text = text.replace(name, role)
+    return text
+
+
+@pytest.mark.parametrize("prepare", SITUATIONS, ids=lambda prepare: prepare.__name__)
+def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: str, prepare: Any) -> None:
+    seen: list[Any] = []
+    for way in ("single", "batch"):
+        uuid, guid = f"{user}-{way}", str(tb.id())
+        names = {prepare(world, uuid, guid): "OTHER"} | {
+            uuid: "UUID", guid: "GUID", str(owner_of(uuid)): "OWNER"
+        }  # fmt: skip
+        if way == "single":
+            first = world.run(uuid, guid=guid)
+            status, said = first.status, first.err.splitlines()[-1:] if first.status else []
+        else:
+            many = run(world, uuid, f"{user}-companion", GUID=guid)
+            status, said = many.status, many.err.splitlines()[:-1][-1:] if many.status else []
+            assert f"{user}-companion" in many.accounts, "a panic halts its account only"
+        promise = promise_of(world, promise_id(uuid))
+        assert promise is not None
+        rerun, checked = world.run(uuid), operate(world, "check", uuid)
+        record = (
+            status,
+            said,
+            promise.state,
+            rerun.status,
+            rerun.steps,
+            rerun.out,
+            rerun.err.splitlines()[-1:],
+        )
+        seen.append(
+            [normalized(promise.value, names), normalized(record, names), normalized(checked.stdout, names)]
+        )
+    single, batch = seen
+    assert single == batch
+
+
+# -- Nothing is orphaned ---------------------------------------------------
+
+
+@pytest.mark.parametrize("crash", quick_only(["after effect 3"], CLAIMED))
+def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, user: str, crash: str) -> None:
+    """Where both stores hold the account, the promise is resolved. Otherwise it is rejected, and adopt finishes it."""
+    uuids = numbered(user, 3)
+    killed(world, uuids, crash)
+    cancel(world, batch_id(uuids))
+    exist = [bool(world.accounts(uuid)) for uuid in uuids]
+    single, many = world.run(uuids[0]), run(world, *uuids)
+    if all(exist):
+        assert (single.status, many.status) == (0, 0)
+        assert_all_exist(world, uuids)
+        return
+    assert (single.status, many.status, many.shown) == (98, 98, [])
+    [reason] = [line for line in many.err.splitlines() if f"{uuids[0]!r}" in line]
+    assert reason == single.err.splitlines()[-1]
+    assert f"batch {batch_id(uuids)} is rejected_canceled" in reason
+    assert "TigerBeetle holds no account" in reason
+    staged = world.rows(uuids[0])
+    assert ("stages nothing" in reason) == (staged == [])
+    for uuid in uuids:
+        assert_adopted(world, uuid, again=not staged)
+
+
+def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: EmbeddedWorld, user: str) -> None:
+    uuids = numbered(user, 3)
+    killed(embedded_world, uuids, "after effect 3")
+    lose(embedded_world, batch_id(uuids))
+    single = embedded_world.run(uuids[0])
+    assert single.status == 98
+    assert f"batch {batch_id(uuids)} was not found" in single.err
+    assert_adopted(embedded_world, uuids[0], embedded_world.rows(uuids[0])[0])
+
+
+def lose(world: World, origin: str) -> None:
+    with contextlib.closing(sqlite3.connect(world.data / "promises.db")) as db, db:
+        assert db.execute("DELETE FROM origins WHERE origin = ?", (origin,)).rowcount == 1
+
+
+@pytest.mark.parametrize("error", ["before effect 3", "before effect 4"])
+def test_unexpected_error_in_a_step_halts_no_account_for_ever(world: World, user: str, error: str) -> None:
+    """The batch is rejected. The same run settles the claims, and says why the accounts are halted."""
+    uuids = numbered(user, 3)
+    many = run(world, *uuids, RAISE=error)
+    assert many.status == 98
+    assert many.counts()["halted"] == 3
+    assert "is rejected: unexpected" in many.err
+    for uuid in uuids:
+        assert state_of(world, promise_id(uuid)) == "rejected"
+        assert_adopted(world, uuid, again=error == "before effect 3")
+
+
+# -- What operators see ----------------------------------------------------
+
+
+def test_operators_commands_say_what_a_claimed_account_waits_for(
+    world_with_own_ledger: World, user: str
+) -> None:
+    world, uuids = world_with_own_ledger, numbered(user, 3)
+    killed(world, uuids, "after effect 3")
+    waits = f"waits for batch {batch_id(uuids)}, which is"
+    checked = operate(world, "check", uuids[0])
+    assert f"promise {promise_id(uuids[0])}: pending, {waits} pending" in checked.stdout
+    assert operate(world, "audit").stdout == "clean; 0 accounts, 3 rows, 3 in progress\n"
+    assert script(world, "halted").stdout == "0 halted, 0 adopted\n"
+    refused = operate(world, "adopt", uuids[0])
+    assert f"is pending and {waits} pending; to resume it, run" in refused.stderr
+
+    cancel(world, batch_id(uuids))
+    assert f"pending, {waits} rejected_canceled" in operate(world, "check", uuids[0]).stdout
+    audited = operate(world, "audit")
+    assert audited.returncode == 98
+    assert audited.stdout.count(f"its promise is pending and {waits} rejected_canceled") == 3
+    halted = script(world, "halted")
+    assert halted.returncode == 98
+    assert halted.stdout.count(f"is pending and {waits} rejected_canceled") == 3
+
+
+# -- Requests --------------------------------------------------------------
+
+
+def ask(world: World, id_: str, uuids: list[str]) -> str:
+    """Run a batch under an id. Returns the error."""
+
+    async def main() -> str:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            register(resonate, clients)
+            with pytest.raises(Exception) as raised:  # noqa: PT011
+                await resonate.run(id_, create_accounts, uuids).result()
+            return str(raised.value)
+
+    return asyncio.run(main())
+
+
+REFUSED = {
+    "an id of other uuids": ([], batch_id(["other"]), "does not belong to these uuids"),
+    "any other id": ([], "my-batch", "does not belong to these uuids"),
+    "a uuid twice": (["twice", "twice"], "", "occurs twice"),
+    "a colon": (["a:b"], "", "colon"),
+    "a look-alike": ([" a"], "", "white space"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_batch_that_must_not_run_writes_nothing(embedded_world: EmbeddedWorld, user: str, name: str) -> None:
+    more, id_, words = REFUSED[name]
+    uuids = [user, *more]
+    assert words in ask(embedded_world, id_ or batch_id(uuids), uuids)
+    assert embedded_world.rows(user) == embedded_world.accounts(user) == []
+    assert state_of(embedded_world, promise_id(user)) == "not found"
+
+
+def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_world: EmbeddedWorld) -> None:
+    many = run(embedded_world, "a", " b", "c")
+    assert (many.status, list(many.accounts)) == (2, ["a", "c"])
+    assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": 1}
+    assert state_of(embedded_world, batch_id(["a", "c"])) == "resolved"
+
+
+# -- The stores ------------------------------------------------------------
+
+
+def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(
+    world_with_own_ledger: World, user: str
+) -> None:
+    """A scan reads all newer accounts. If there are many, each owner is asked for. Both find the same."""
+    world, uuids = world_with_own_ledger, numbered(user, 3)
+    commit(world, uuids[0], str(tb.id()))
+
+    async def newer() -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+        async with connect(Settings.read(world.env)) as (_, clients):
+            record = clients.record
+            newest = await record.newest()
+            few = [tb.Account(tb.id(), user_data_128=owner_of(uuids[1]), ledger=1, code=1)]
+            await record.create_many(few)
+            by_scan = await record.guids_of_many(uuids, newer_than=newest)
+            await record.create_many([tb.Account(tb.id(), ledger=1, code=1) for _ in range(600)])
+            by_owner = await record.guids_of_many(uuids, newer_than=newest)
+            return [[], [str(few[0].id)], []], by_scan, by_owner
+
+    created, by_scan, by_owner = asyncio.run(newer())
+    assert by_scan == created, "the first account is older"
+    assert by_owner == [world.accounts(uuids[0]), *created[1:]]
