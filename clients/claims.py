@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from resonate.codec import Codec, NoopEncryptor
 from resonate.error import PlatformError, ResonateError, ServerError
-from resonate.send import parse_promise
-from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq
+from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq, Value
 
 from .account import promise_id
 from .embedded_promises import EmbeddedPromises
@@ -35,7 +34,15 @@ REQUESTS_MAX = 64
 CODEC = Codec(NoopEncryptor())
 
 
-def batch_of(promise: PromiseRecord) -> str | None:
+class Claim(msgspec.Struct):
+    """The part of a durable promise that a batch needs."""
+
+    state: str
+    value: Value | None = None
+    tags: dict[str, str] = {}
+
+
+def batch_of(promise: PromiseRecord | Claim) -> str | None:
     """Return the batch that has claimed the account of a pending promise; None if there is none."""
     return promise.tags.get(CLAIM) if promise.state == "pending" else None
 
@@ -79,12 +86,12 @@ class Claims:
         return [
             uuid
             for uuid, request, promise in zip(results, requests, promises, strict=True)
-            if promise is None or (promise.state, promise.value.data) != (request.state, request.value.data)
+            if promise is None or (promise.state, promise.value) != (request.state, request.value)
         ]
 
     async def _ask(
         self, kind: str, requests: Sequence[PromiseCreateReq | PromiseSettleReq]
-    ) -> list[PromiseRecord | None]:
+    ) -> Sequence[PromiseRecord | Claim | None]:
         """Return the promises after the requests. None stands for a promise that is not found."""
         try:
             if self._engine is not None:
@@ -92,7 +99,9 @@ class Claims:
                     [msgspec.to_builtins(request) | {"kind": kind} for request in requests]
                 )
                 return [
-                    None if response["status"] == HTTPStatus.NOT_FOUND else parse_promise(response)
+                    None
+                    if response["status"] == HTTPStatus.NOT_FOUND
+                    else msgspec.convert(response["promise"], Claim)
                     for response in responses
                 ]
             in_flight = asyncio.Semaphore(REQUESTS_MAX)

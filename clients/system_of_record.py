@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -31,8 +32,8 @@ class Ledger(Protocol):
 #: Accounts in a request of TigerBeetle's default message size of 1 MiB. A server can accept fewer.
 CREATE_MAX = 8189
 
-#: Queries of a batch in flight at the same time: measured, more or fewer are not faster.
-QUERIES_MAX = 256
+#: Queries of a batch that are sent at once. With fewer, a batch is slower: 128 gave 0.8 of the speed.
+QUERIES_MAX = 512
 
 #: Clients that `early.py` has started, by address and cluster id. `open_client` takes them.
 early_clients: dict[tuple[str, int], tb.ClientAsync] = {}
@@ -103,13 +104,11 @@ class SystemOfRecord:
             for account in newer:
                 owned.setdefault(account.user_data_128, []).append(str(account.id))
             return [owned.get(owner_of(uuid), []) for uuid in uuids]
-        in_flight = asyncio.Semaphore(QUERIES_MAX)
-
-        async def guids_of(uuid: str) -> list[str]:
-            async with in_flight:
-                return await self.guids_of(uuid)
-
-        return await asyncio.gather(*map(guids_of, uuids))
+        guids: list[list[str]] = []
+        while queries := [accounts_of(uuid) for uuid in uuids[len(guids) : len(guids) + QUERIES_MAX]]:
+            answers = await self._keep_pending(functools.partial(_query_all, queries))
+            guids += [[str(account.id) for account in accounts] for accounts in answers]
+        return guids
 
     async def newest(self) -> int:
         """Return the timestamp of the newest account (ns), 0 if there is none. Every later account gets a later one."""
@@ -189,3 +188,7 @@ class SystemOfRecord:
                 self._outages.over(self._store)
                 return result
         raise Unavailable(f"the connection to {self._store} is closing; run again to resume")
+
+
+async def _query_all(queries: list[tb.QueryFilter], client: Ledger) -> list[list[tb.Account]]:
+    return await asyncio.gather(*map(client.query_accounts, queries))
