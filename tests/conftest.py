@@ -325,9 +325,7 @@ class PostgresRows(World):
         async def run() -> list[Any]:
             connection = await asyncpg.connect(self.env["REFERENCE_URL"])
             try:
-                await connection.execute(
-                    TABLES.replace("CREATE TABLE accounts", "CREATE TABLE IF NOT EXISTS accounts")
-                )
+                await connection.execute(TABLES)
                 numbers = itertools.count(1)
                 numbered = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
                 rows = await connection.fetch(numbered, *parameters)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from ..conftest import EmbeddedPostgresWorld, World, free_port
-from ..postgres import PASSWORD, Postgres
+from ..conftest import EmbeddedPostgresWorld, World, free_port, wait_until
+from ..postgres import PASSWORD, Postgres, lossy_proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
-LIMITS = {"PATIENCE": SHORT_TIMEOUT_S, "FIRST_ANSWER": SHORT_TIMEOUT_S}
+LIMITS: dict[str, Any] = {"PATIENCE": SHORT_TIMEOUT_S, "FIRST_ANSWER": SHORT_TIMEOUT_S}
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ def test_wrong_setting_ends_the_run_with_one_line(
         f"{right}-missing": "create the database",
         right.replace("127.0.0.1", "host.invalid"): "cannot reach PostgreSQL at host.invalid",
         right.replace(str(postgres.port), "port"): "REFERENCE_URL is invalid",
+        f"{right}?connect_timeout=5": "correct REFERENCE_URL",
         postgres.database(encoding.format("LATIN1")): "is not a UTF-8 database",
         postgres.database(encoding.format("SQL_ASCII")): "is not a UTF-8 database",
         postgres.url(database, f"r_{database}"): "grant this role SELECT and INSERT",
@@ -127,7 +130,7 @@ def test_run_gives_up_a_frozen_server_and_resumes_later(
         frozen = own_postgres.frozen()
         frozen.__enter__()
     try:
-        assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1", "no answer")
+        assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1", "no answer in time")
     finally:
         frozen.__exit__(None, None, None)
     assert_resumes(postgres_world, user, ["2", "3"])
@@ -138,9 +141,172 @@ def test_run_gives_up_a_server_that_became_read_only_and_resumes_later(
 ) -> None:
     """Reads of open connections still succeed; a new connection is refused."""
     with postgres_world.held(user, "before effect 2", **LIMITS) as process:
-        own_postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        own_postgres.execute("SELECT pg_reload_conf()")
+        own_postgres.configure(default_transaction_read_only="on")
     assert_gave_up(postgres_world.finish(process), "accepts no writes")
-    own_postgres.execute("ALTER SYSTEM RESET default_transaction_read_only")
-    own_postgres.execute("SELECT pg_reload_conf()")
+    own_postgres.configure(default_transaction_read_only=None)
     assert_resumes(postgres_world, user, ["2", "3"])
+
+
+def test_run_waits_for_a_server_that_is_starting(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    """A replica with hot_standby=off answers as a starting server does, until it is promoted."""
+    with Postgres(own_postgres).started("-c", "hot_standby=off", ready=False) as starting:
+        name = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+        process = postgres_world.start(user, REFERENCE_URL=starting.url(name), FIRST_ANSWER="60")
+        wait_until(lambda: starting.log.count("FATAL:  the database system is not") > 2)
+        starting.promote()
+        assert postgres_world.finish(process).status == 0
+
+
+def test_role_without_the_right_to_write_ends_the_run_and_a_rerun_resumes(
+    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+) -> None:
+    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    postgres_world.run(f"{user}-first")
+    role(postgres, f"r_{database}")
+    postgres.execute(f"GRANT SELECT ON accounts, reference TO r_{database}", database)
+    run = postgres_world.run(user, REFERENCE_URL=postgres.url(database, f"r_{database}"))
+    assert_gave_up(run, "grant this role SELECT and INSERT")
+    assert_resumes(postgres_world, user, ["2", "3"])
+
+
+def test_full_disk_ends_the_run_and_a_rerun_resumes(
+    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+) -> None:
+    """A trigger raises the error of a full disk. Reads work."""
+    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    postgres_world.run(f"{user}-first")
+    with postgres.full_disk(database):
+        assert_gave_up(
+            postgres_world.run(user), "No space left on device", "free some disk space on the server"
+        )
+    assert_resumes(postgres_world, user, ["2", "3"])
+
+
+def test_run_continues_after_its_statement_was_killed(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    kill = (
+        "WITH waiting AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock') "
+        "SELECT pg_terminate_backend(pid) FROM waiting"
+    )
+    with postgres_world.held(user, "before effect 2") as process:
+        locked = own_postgres.locked(database)
+        locked.__enter__()
+    wait_until(lambda: len(own_postgres.execute(kill)) == 1)
+    locked.__exit__(None, None, None)
+    run = postgres_world.finish(process)
+    assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
+
+
+def test_run_gives_up_a_locked_table_and_resumes_later(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    """The server ends the statement by itself, also after the run has ended."""
+    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+        locked = own_postgres.locked(database)
+        locked.__enter__()
+    assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1")
+    wait_until(lambda: own_postgres.execute(waiting) == [])
+    assert postgres_world.rows(user) == []
+    locked.__exit__(None, None, None)
+    assert_resumes(postgres_world, user, ["2", "3"])
+
+
+def test_lost_answer_of_a_commit_is_settled_by_reading(
+    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+) -> None:
+    """The server has committed the row, but the connection closes before its answer arrives."""
+    url = postgres_world.env["REFERENCE_URL"]
+    with lossy_proxy(postgres.port, b"INSERT 0 1", silent=False) as port:
+        run = postgres_world.run(user, REFERENCE_URL=url.replace(str(postgres.port), str(port)))
+    assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
+    assert postgres_world.rows(user) == postgres_world.accounts(user) == [run.guid]
+
+
+def test_missing_answer_of_a_commit_ends_the_run_and_a_rerun_resumes(
+    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+) -> None:
+    url = postgres_world.env["REFERENCE_URL"]
+    with lossy_proxy(postgres.port, b"INSERT 0 1", silent=True) as port:
+        run = postgres_world.run(user, REFERENCE_URL=url.replace(str(postgres.port), str(port)), **LIMITS)
+    assert_gave_up(run, "no answer in time")
+    [staged] = postgres_world.rows(user)
+    assert_resumes(postgres_world, user, ["2", "3"])
+    assert postgres_world.rows(user) == [staged]
+
+
+def test_server_that_freezes_while_the_tables_are_made_ends_the_run(
+    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+) -> None:
+    """The time limit of the first answer is for connecting and preparing together."""
+    url = postgres_world.env["REFERENCE_URL"]
+    with lossy_proxy(postgres.port, b"C\0\0\0\x07DO\0", silent=True) as port:
+        broken = url.replace(str(postgres.port), str(port))
+        run = postgres_world.run(user, REFERENCE_URL=broken, FIRST_ANSWER=SHORT_TIMEOUT_S)
+    assert_gave_up(run, "no answer in time")
+    assert_resumes(postgres_world, user, ["1", "2", "3"])
+
+
+def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    """Only the primary has the row. A cancelled write would make it visible."""
+    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+        own_postgres.configure(synchronous_standby_names="missing")
+    assert_gave_up(postgres_world.finish(process), "synchronous standby")
+    for _ in range(2):
+        assert_gave_up(postgres_world.run(user, **LIMITS), "PostgreSQL at 127.0.0.1")
+    assert postgres_world.rows(user) == postgres_world.accounts(user) == []
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    assert len(own_postgres.execute(waiting)) == 1, "each run leaves a statement behind"
+    own_postgres.configure(synchronous_standby_names=None)
+    wait_until(lambda: own_postgres.execute(waiting) == [])
+    assert_resumes(postgres_world, user, ["2", "3"])
+
+
+def test_replica_is_refused(postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str) -> None:
+    """It may lack a row that was just staged: a panic for nothing."""
+    name = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    assert postgres_world.run(f"{user}-first").status == 0
+    with Postgres(own_postgres).started() as replica:
+        run = postgres_world.run(user, REFERENCE_URL=replica.url(name), **LIMITS)
+        assert_gave_up(run, "accepts no writes", "primary")
+        both = replica.url(name).replace(f"/{name}", f",127.0.0.1:{own_postgres.port}/{name}")
+        assert postgres_world.run(user, REFERENCE_URL=both).status == 0
+
+
+def test_run_continues_on_the_promoted_replica(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    with second_host(postgres_world, own_postgres) as replica:
+        with postgres_world.held(user, "before effect 2") as process:
+            own_postgres.stop(signal.SIGQUIT)
+            replica.promote()
+        run = postgres_world.finish(process)
+        assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
+
+
+def test_host_that_gives_no_answer_does_not_hide_the_next_one(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    """A host that has lost its power refuses no connection."""
+    with second_host(postgres_world, own_postgres) as replica, own_postgres.frozen():
+        replica.promote()
+        assert postgres_world.run(user).status == 0
+
+
+@contextlib.contextmanager
+def second_host(world: World, primary: Postgres) -> Iterator[Postgres]:
+    """Start a replica, and add it to REFERENCE_URL."""
+    world.run("first")  # it makes the tables
+    with Postgres(primary).started() as replica:
+        first = f"127.0.0.1:{primary.port}"
+        world.env["REFERENCE_URL"] = world.env["REFERENCE_URL"].replace(
+            first, f"{first},127.0.0.1:{replica.port}"
+        )
+        yield replica

@@ -85,6 +85,9 @@ def test_reading_commands_report_another_store_and_still_read(
     audit = script(other, "audit")
     assert MISMATCH in audit.stderr
     assert f"TigerBeetle holds account {guid}" in audit.stdout
+    halted = script(other, "halted")
+    assert (halted.returncode, halted.stdout) == (0, "0 halted, 0 adopted\n")
+    assert MISMATCH in halted.stderr
 
 
 def test_process_with_another_cluster_refuses_to_work(shared: ServerWorld, user: str) -> None:
@@ -127,11 +130,37 @@ def test_one_of_two_first_processes_wins(server_world: ServerWorld) -> None:
     asyncio.run(race())
 
 
-def test_next_process_completes_the_record_of_a_dead_creator(server_world: ServerWorld, user: str) -> None:
-    async def create() -> None:
-        async with open_promises(Settings.read(server_world.env), Outages()) as resonate:
-            await resonate.promises.create("reference-1", LIFETIME_MS * 2, Value(data=None), {})
+def test_only_one_of_two_first_processes_with_different_stores_works(
+    shared: ServerWorld, other: World, user: str
+) -> None:
+    started = [world.start(f"{user}-{number}") for number, world in enumerate((shared, other))]
+    runs = [world.finish(process) for world, process in zip((shared, other), started, strict=True)]
+    assert sorted(run.status for run in runs) == [0, 1]
+    assert any(MISMATCH in run.err for run in runs)
 
-    asyncio.run(create())
+
+def test_canceled_record_stops_each_process_until_a_store_is_accepted(
+    server_world: ServerWorld, user: str
+) -> None:
+    async def cancel() -> None:
+        async with open_promises(Settings.read(server_world.env), Outages()) as resonate:
+            await resonate.promises.cancel("reference-1", Value(data=None))
+
+    asyncio.run(create_record(server_world))
+    asyncio.run(cancel())
+    assert_refused(script(server_world, "worker"), "promise reference-1 records no store")
+    assert script(server_world, "reference").returncode == 98
+    assert script(server_world, "reference", "--accept").returncode == 0
+    assert server_world.run(f"{user}-2").status == 0
+
+
+def test_next_process_completes_the_record_of_a_dead_creator(server_world: ServerWorld, user: str) -> None:
+    asyncio.run(create_record(server_world))
     assert server_world.run(user).status == 0
     assert script(server_world, "reference").returncode == 0
+
+
+async def create_record(world: ServerWorld) -> None:
+    """Create the first record's promise, and do not resolve it."""
+    async with open_promises(Settings.read(world.env), Outages()) as resonate:
+        await resonate.promises.create("reference-1", LIFETIME_MS * 2, Value(data=None), {})

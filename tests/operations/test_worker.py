@@ -28,6 +28,7 @@ from create_account import DEADLINE
 
 from ..conftest import (
     HANG_S,
+    PostgresServerWorld,
     ServerWorld,
     World,
     assert_accounts_exist,
@@ -39,6 +40,7 @@ from ..conftest import (
     tigerbeetle_replica,
     wait_until,
 )
+from ..postgres import PASSWORD, Postgres
 
 TARGET = "poll://any@create-account"
 
@@ -318,20 +320,6 @@ def full(serving: Worker) -> Iterator[None]:
 def test_worker_waits_until_an_outage_ends(
     server_world: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
 ) -> None:
-    """The worker prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
-    uuids = numbered(user, 20)
-
-    async def main() -> dict[str, str]:
-        async with caller(server_world) as resonate:
-            with outage:
-                started = [start(resonate, uuid) for uuid in uuids if away != "Resonate"]
-                await asyncio.to_thread(wait_until, lambda: bool(serving.said(words)))
-                cpu_s, now_s = serving.cpu_seconds(), time.monotonic()
-                await asyncio.sleep(2)
-                assert serving.cpu_seconds() - cpu_s < (time.monotonic() - now_s) / 2, "a busy loop"
-                assert not any(promise.done() for promise in started)
-            return await results(started or [start(resonate, uuid) for uuid in uuids])
-
     with worker(server_world, PATIENCE="1") as serving:
         outage = {
             "TigerBeetle": paused(replica),
@@ -339,10 +327,74 @@ def test_worker_waits_until_an_outage_ends(
             "the disk": full(serving),
             "Resonate": paused(server_world.resonate),
         }[away]
-        assert_exist(server_world, asyncio.run(main()), uuids)
-        assert len(serving.said()) == 3
-        assert serving.said(words) == serving.said("this worker waits until it recovers")
-        assert serving.said("is available again") == serving.said()[2:]
+        assert_waits(server_world, serving, outage, words, user, ask_first=away != "Resonate")
+
+
+def assert_waits(
+    world: World,
+    serving: Worker,
+    outage: contextlib.AbstractContextManager[Any],
+    words: str,
+    user: str,
+    *,
+    ask_first: bool = True,
+) -> None:
+    """Check that the worker prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
+    uuids = numbered(user, 20)
+
+    async def main() -> dict[str, str]:
+        async with caller(world) as resonate:
+            with outage:
+                started = [start(resonate, uuid) for uuid in uuids if ask_first]
+                await asyncio.to_thread(wait_until, lambda: bool(serving.said(words)))
+                cpu_s, now_s = serving.cpu_seconds(), time.monotonic()
+                await asyncio.sleep(2)
+                assert serving.cpu_seconds() - cpu_s < (time.monotonic() - now_s) / 2, "a busy loop"
+                assert not any(promise.done() for promise in started)
+            return await results(started or [start(resonate, uuid) for uuid in uuids])
+
+    assert_exist(world, asyncio.run(main()), uuids)
+    assert len(serving.said()) == 3
+    assert serving.said(words) == serving.said("this worker waits until it recovers")
+    assert serving.said("is available again") == serving.said()[2:]
+
+
+@pytest.mark.parametrize(
+    ("away", "words"),
+    [
+        ("stopped", "cannot reach PostgreSQL"),
+        ("frozen", "gave no answer in time"),
+        ("read-only", "accepts no writes"),
+        ("full", "free some disk space on the server"),
+    ],
+)
+def test_worker_waits_until_an_outage_of_postgresql_ends(
+    server_world: ServerWorld, user: str, away: str, words: str
+) -> None:
+    @contextlib.contextmanager
+    def stopped() -> Iterator[None]:
+        postgres.stop(signal.SIGQUIT)
+        yield
+        postgres.start()
+
+    @contextlib.contextmanager
+    def read_only() -> Iterator[None]:
+        postgres.configure(default_transaction_read_only="on")
+        yield
+        postgres.configure(default_transaction_read_only=None)
+
+    with Postgres().started() as postgres:
+        url = postgres.database()
+        world = PostgresServerWorld(server_world.directory, server_world.env | {"REFERENCE_URL": url})
+        with worker(world, PATIENCE="1") as serving:
+            outage = {
+                "stopped": stopped(),
+                "frozen": postgres.frozen(),
+                "read-only": read_only(),
+                "full": postgres.full_disk(url.rpartition("/")[2]),
+            }[away]
+            assert_waits(world, serving, outage, words, user)
+            assert PASSWORD not in serving.log.read_text()
 
 
 def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerWorld, user: str) -> None:
