@@ -77,19 +77,21 @@ class Request(msgspec.Struct, eq=False):
 
 
 class Requests(HttpConnection):
-    """The SDK's requests, with six workarounds. tests/test_canaries.py shows that the SDK still needs each.
+    """The SDK's requests, with workarounds. tests/test_canaries.py shows that the SDK still needs each.
 
     - Outages: a request that gets no answer in time is reported. The SDK would retry silently without a limit.
     - Server errors: a request that the server answers with 5xx, because its database is locked for example,
       is repeated. The SDK would give up the account. Every request may be repeated; in the worst case the
       process waits for its own lease to expire.
     - Unexpected errors: an error that the SDK does not expect, such as aiohttp's time-out after five minutes,
-      would settle the durable promise. As a `ConnectorError` it leaves the promise pending.
+      would end the execution without releasing its task. As a `ConnectorError` the task is released.
     - Leases: a task of this process that another process has leased is polled until it is settled. The server
       would offer it to one process of its choice and, if that one is dead, to the next only much later.
     - Results: a result of this process is delivered to it at once. The server pushes ten times a second.
     - Tasks that cannot be executed: a worker does not release such a task. The server would offer it again at
       once, in a loop. Its lease expires first. A command stops waiting for it (unexecutable.py).
+    - Missing promises: the SDK takes a 404 for the promise's end, also while it creates the promise.
+    - The end: the SDK closes the connection before the running tasks are released.
     """
 
     def __init__(self, url: str, token: str | None, outages: Outages, messages: Messages) -> None:

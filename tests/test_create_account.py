@@ -152,7 +152,7 @@ def test_lost_sqlite_and_promises_panic_and_create_no_second_account(world: Worl
     guid = world.run(user).guid
     world.lose_sqlite()
     world.lose_promises()
-    assert_halted(world, user, "ordering violated", f"TigerBeetle holds {guid}")
+    assert_halted(world, user, "ordering violated", f"has no row for this uuid, but TigerBeetle holds {guid}")
     assert world.rows(user) == []
     assert world.accounts(user) == [guid], "a second account"
 

@@ -27,7 +27,10 @@ FIRST_FILES = [
 COMMANDS = [
     ["create_account.py", "u"],
     *(["-m", "operations", *arguments] for arguments in (["check", "u"], ["audit"], ["adopt", "u"])),
-    *(["-m", "operations", *arguments] for arguments in (["backfill"], ["worker"], [])),
+    *(
+        ["-m", "operations", *arguments]
+        for arguments in (["backfill"], ["worker"], ["halted"], ["reference"], [])
+    ),
 ]
 
 

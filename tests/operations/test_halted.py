@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,6 +58,22 @@ def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
     assert cause in line
     assert "stays pending" in line
     assert world.rows(user) == world.accounts(user) == []
+
+
+def test_single_run_whose_recorded_result_does_not_decode_ends_with_one_line(
+    embedded_world: World, user: str
+) -> None:
+    embedded_world.run(user, crash="after record 2")
+    with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db, db:
+        [(text,)] = db.execute("SELECT state FROM origins").fetchall()
+        state = json.loads(text)
+        [step] = [id_ for id_ in state["promises"] if id_.endswith(":2")]
+        state["promises"][step]["value"]["data"] = "no base64"
+        db.execute("UPDATE origins SET state = ?", [json.dumps(state)])
+    run = embedded_world.run(user)
+    assert (run.status, run.out) == (1, "")
+    assert run.err.splitlines()[-1].startswith(f"cannot execute promise create-account-{user}: ")
+    assert embedded_world.accounts(user) == []
 
 
 def backfill(world: World, uuids: list[str]) -> Done:
