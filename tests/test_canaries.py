@@ -36,7 +36,7 @@ from resonate.testing import FakeClock, ManualSleeper, RecordingSleeper
 from clients import resonate_server
 from clients.resonate_server import Messages
 from create_account import DEADLINE, create_account
-from operations.commands import IN_FLIGHT_MAX
+from operations.backfill import SINGLE_RUNS_MAX
 
 from .conftest import HANG_S, free_port
 
@@ -562,10 +562,10 @@ def test_run_leases_a_task_before_it_may_execute_it() -> None:
 
         async with sdk(server) as resonate:
             resonate.register(waits)
-            handles = [resonate.run(f"p{number}", waits) for number in range(IN_FLIGHT_MAX + 1)]
+            handles = [resonate.run(f"p{number}", waits) for number in range(SINGLE_RUNS_MAX + 1)]
             for handle in handles:
                 await handle.id()
-            for _ in range(IN_FLIGHT_MAX):
+            for _ in range(SINGLE_RUNS_MAX):
                 await slots.acquire()
             states = [task.state for task in server.state.tasks.values()]
             full = resonate._runtime.execute_sema.locked()

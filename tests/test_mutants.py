@@ -57,8 +57,8 @@ EXPLORED = {
         'return Outcome("exists_same", guid)  # all', 'return Outcome("exists_diff", guid)  # all', set(), FALSE_PANIC,
     ),
     "an account with other fields is taken for this one": (
-        'return Outcome(\n            "exists_diff", guid, f"TigerBeetle',
-        'return Outcome(\n            "exists_same", guid, f"TigerBeetle', {"foreign account"}, NO_ACCOUNT,
+        'return Outcome("exists_diff", guid, conflict)', 'return Outcome("exists_same", guid, conflict)',
+        {"foreign account"}, NO_ACCOUNT,
     ),
     "the panic of a foreign account is forgotten": (
         'panic_if(committed.type == "exists_diff"', "panic_if(False", {"foreign account"}, NO_ACCOUNT,
@@ -67,8 +67,7 @@ EXPLORED = {
         'panic_if(committed.type == "ordering_violated"', "panic_if(False", {"SQLite lost"}, NO_ACCOUNT,
     ),
     "a missing row at the commit is an account": (
-        'return Outcome(\n            "ordering_violated",\n            guid,\n            f"{sqlite.name} {row}',
-        'return Outcome(\n            "exists_same",\n            guid,\n            f"{sqlite.name} {row}',
+        'for this uuid"\n        return Outcome("ordering_violated"', 'for this uuid"\n        return Outcome("exists_same"',
         {"SQLite lost"}, NO_ACCOUNT,
     ),
     "the guid of a recorded outcome is not compared": (
