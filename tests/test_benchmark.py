@@ -29,7 +29,8 @@ def test_benchmark_measures_all_contenders() -> None:
         if "no server |" in line
     ]
     contenders = [(contender, in_flight) for _, _, contender, _, in_flight, *_ in rows]
-    assert contenders == [(name, n) for n in ("1", "64") for name in ("raw", "in memory", "durable")]
+    single = ("raw", "in memory", "durable")
+    assert contenders == [*((name, n) for n in ("1", "64") for name in single), ("batch", "64")]
     assert all(int(accounts_per_s.replace(",", "")) > 0 for *_, accounts_per_s, _, _ in rows)
-    assert "20 accounts, 64 in flight" in done.stdout
+    assert "20 accounts in batches" in done.stdout
     assert "With those behind it" in done.stdout
