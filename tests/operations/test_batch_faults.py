@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import tigerbeetle as tb
+from resonate.types import Value
 
 from clients.console import Halted, Unavailable
 from clients.settings import Settings
 from create_account import connect, create
-from operations.create_accounts import create_batch
+from operations.create_accounts import batch_id, create_batch
 
 from ..conftest import EmbeddedWorld
-from .commands import commit
+from .commands import commit, script
 
 
 def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
@@ -75,3 +76,20 @@ def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(
         resume(embedded_world, "a", "b")
 
     assert embedded_world.accounts("a") == [other]
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}]
+)
+def test_batch_that_another_program_resolves_does_not_stop_backfill(
+    embedded_world: EmbeddedWorld, value: object
+) -> None:
+    async def resolve() -> None:
+        async with connect(Settings.read(embedded_world.env)) as (resonate, _):
+            await resonate.promises.create(batch_id(["a", "b"]), 10**14, Value(data=None), {})
+            await resonate.promises.resolve(batch_id(["a", "b"]), Value(data=value))
+
+    asyncio.run(resolve())
+    done = script(embedded_world, "backfill", stdin="a\nb\n")
+    assert done.returncode == 0, done.stderr
+    assert "created 2, existing 0" in done.stderr
