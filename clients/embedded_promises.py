@@ -25,7 +25,7 @@ from resonate.connections.local import (
     unwrap_request_envelope,
     wrap_response_envelope,
 )
-from resonate.error import ConnectorError, ServerError
+from resonate.error import ConnectorError, ResonateError, ServerError
 from resonate.timing import Clock, now_ms
 from resonate_base import ORIGIN_HEADER
 
@@ -103,6 +103,7 @@ class EmbeddedPromises(LocalConnection):
         self._outages = outages
         self._origins: dict[str, asyncio.Future[_Origin]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unexecutable: dict[str, ResonateError] = {}
 
     async def open(self) -> Self:
         self._lock_fd = await _lock(self._lock_path)
@@ -124,9 +125,11 @@ class EmbeddedPromises(LocalConnection):
         if request["kind"].startswith("schedule."):
             raise ServerError(501, "embedded promises have no schedules; start a Resonate server")
         if request["kind"] == "task.release" and (cause := unexecutable.cause_of_release()):
-            message = unexecutable.message(request["id"], cause)
-            self._dispatch_messages([OutgoingMessage(address="", message=message)])
+            self._unexecutable[request["id"]] = cause
+            self._end_wait(request["id"])
             raise ConnectorError(cause)  # not released: the engine would offer it again at once, in a loop
+        if request["kind"] == "task.create":
+            self._end_wait(extract_action_data(request["action"])["id"])
         name = (headers or {})[ORIGIN_HEADER]
         async with self._entered([name]) as [origin]:
             response = _refusal(origin.state, request) or origin.state.apply(self._clock(), request)
@@ -136,6 +139,12 @@ class EmbeddedPromises(LocalConnection):
             if origin.state.outgoing or not _is_repeatable(request, response):
                 await self._save({name: origin})
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
+
+    def _end_wait(self, id_: str) -> None:
+        """End a wait for a task that this process cannot execute. It keeps the lease, so that a second run waits, too."""
+        if cause := self._unexecutable.get(id_):
+            message = OutgoingMessage(address="", message=unexecutable.message(id_, cause))
+            self._dispatch_messages([message])
 
     async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Apply requests for different top-level promises, and return the responses. One transaction reads them all,

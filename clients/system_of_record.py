@@ -115,14 +115,20 @@ class SystemOfRecord:
         return max((account.timestamp for account in await self.query_accounts(newest_account())), default=0)
 
     async def _newer(self, timestamp: int, limit: int) -> list[tb.Account] | None:
-        """Return the accounts with a later timestamp; None if there are more than `limit`."""
-        newer: list[tb.Account] = []
-        while page := await self.query_accounts(accounts_after(timestamp, limit + 1)):
-            newer += page
-            if len(newer) > limit:
+        """Return the accounts with a later timestamp; None if there are more than `limit`.
+
+        None also if no account has this timestamp: then it is of another ledger, in which later accounts can be older.
+        """
+        found: list[tb.Account] = []
+        last = max(timestamp - 1, 0)
+        while page := await self.query_accounts(accounts_after(last, limit + 2)):
+            found += page
+            if len(found) > limit + 1:
                 return None
-            timestamp = page[-1].timestamp
-        return newer
+            last = page[-1].timestamp
+        if timestamp == 0:
+            return found
+        return found[1:] if found and found[0].timestamp == timestamp else None
 
     async def lookup(self, guid: object) -> tb.Account | None:
         """Return the account under a guid, None if TigerBeetle has none or the guid is invalid."""

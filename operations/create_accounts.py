@@ -36,6 +36,7 @@ from clients.panic import Panic
 from clients.results import handle_of, read
 from clients.system_of_record import SystemOfRecord
 from clients.system_of_reference import SystemOfReference
+from clients.unexecutable import unexecutable
 from create_account import DEADLINE, Outcome, commit_account, panic_if, stage_account
 
 if TYPE_CHECKING:
@@ -104,9 +105,10 @@ async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
     # Read first, as in the single step. The time of the newest account is read before the accounts, so that the next
-    # step only needs to look for accounts that are newer.
+    # step only needs to look for accounts that are newer. If an account exists now, that step must see it.
     newest = await record.newest()
     existing = await record.guids_of_many(list(accounts))
+    newest = 0 if any(existing) else newest
     absent = [pair for pair, guids in zip(accounts.items(), existing, strict=True) if not guids]
     written = await reference.stage_many(absent)
     created = {uuid for (uuid, _), done in zip(absent, written, strict=True) if done}
@@ -247,13 +249,16 @@ async def create_batch(
     try:
         await batch.id()
         result = await batch.result()
-    except Exception:  # noqa: BLE001 - any error can be stored in a promise; the single runs report it
+        guids = dict(zip(uuids, result["guids"], strict=True))
+        # The accounts of a batch that ended before are not among the newest.
+        newer_than = None if ended else int(result["newest"])
+    except Exception:  # noqa: BLE001 - any error or value can be stored in a promise; the single runs report it
         return False, [None] * len(uuids)
-    guids: list[str | None] = result["guids"]
-    # Read first, here too. The accounts of a batch that ended before are not among the newest.
-    newer_than = None if ended else result["newest"]
-    pairs = zip(guids, await clients.record.guids_of_many(uuids, newer_than), strict=True)
-    return ended, [guid if existing == [guid] else None for guid, existing in pairs]
+    # Read first, here too.
+    existing = await clients.record.guids_of_many(uuids, newer_than)
+    return ended, [
+        guids[uuid] if held == [guids[uuid]] else None for uuid, held in zip(uuids, existing, strict=True)
+    ]
 
 
 #: Of the batches that this process completes now: several accounts of a batch can be asked for at the same time.
@@ -278,13 +283,18 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
             return
         promise = await read(resonate, batch)
         if promise is not None and promise.state == "pending":
-            await run_to_its_end(batch, uuid, resonate)
+            await run_to_its_end(promise, uuid, resonate)
             promise = await read(resonate, batch)
+        if promise is not None and promise.state == "pending":
+            raise Unavailable(f"batch {batch} is still pending; run again")
         if await is_claimed():
             await claims.settle({uuid: await what_became_of(uuid, await end_of(promise, batch), clients)})
 
 
-async def run_to_its_end(batch: str, uuid: str, resonate: Resonate) -> None:
+async def run_to_its_end(promise: PromiseRecord, uuid: str, resonate: Resonate) -> None:
+    batch = promise.id
+    if "resonate:target" not in promise.tags:
+        raise unexecutable(batch, "it has no task, because another program created it")
     # The promise records the uuids. The argument is not used.
     run = resonate.options(timeout=DEADLINE).run(batch, create_accounts, [uuid])
     try:

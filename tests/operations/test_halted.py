@@ -13,7 +13,8 @@ from resonate.types import Value
 
 from clients.account import promise_id
 from clients.settings import Settings
-from create_account import connect
+from create_account import DEADLINE, connect
+from operations.create_accounts import batch_id, register
 
 from ..conftest import World, numbered
 from .commands import Done, assert_adopted, halt, script
@@ -92,6 +93,31 @@ def test_backfill_counts_promises_that_cannot_be_executed_as_halted_and_creates_
     assert "created 6, existing 0, halted 4, invalid 0" in done.stderr
     for uuid in uuids[3:7]:
         assert f"cannot execute promise create-account-{uuid}: " in done.stderr
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_created(
+    world: World, user: str, strange: str
+) -> None:
+    *claimed, other = numbered(user, 3)
+    batch = batch_id(claimed)
+    call, task, cause = STRANGE[strange]
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            tags = {"resonate:target": "poll://any@create-account"} if task else {}
+            await resonate.promises.create(batch, DEADLINE_MS, Value(data=call), tags)
+            await register(resonate, clients).create(batch, claimed, DEADLINE)
+
+    asyncio.run(main())
+    for uuids in ([*claimed, other], claimed):
+        done = backfill(world, uuids)
+        assert done.returncode == 98, done.stderr
+        assert "halted 2, invalid 0" in done.stderr
+        assert done.stderr.count(f"cannot execute promise {batch}: ") == 2
+        assert cause in done.stderr
+    assert world.rows(claimed[0]) == world.accounts(claimed[0]) == []
+    assert len(world.accounts(other)) == 1
 
 
 def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) -> None:

@@ -1,0 +1,95 @@
+"""A store that changes while a batch is interrupted: the batch panics exactly where a single run panics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import tigerbeetle as tb
+from resonate.types import Value
+
+from clients.console import Halted, Unavailable
+from clients.settings import Settings
+from create_account import connect, create
+from operations.create_accounts import batch_id, create_batch
+
+from ..conftest import EmbeddedWorld
+from .commands import commit, script
+
+
+def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
+    """Run a batch that ends at an outage, directly after this request to the System of Reference is carried out."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            real = getattr(clients.reference._backend, request)
+
+            async def interrupted(*args: Any) -> Any:
+                await real(*args)
+                raise Unavailable("interrupted")
+
+            setattr(clients.reference._backend, request, interrupted)
+            await create_batch(list(uuids), resonate, clients)
+
+    with pytest.raises(Unavailable, match="interrupted"):
+        asyncio.run(run())
+
+
+def resume(world: EmbeddedWorld, *uuids: str) -> None:
+    """Run the batch to its end, and then the first uuid."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            await create_batch(list(uuids), resonate, clients)
+            await create(uuids[0], resonate, clients)
+
+    asyncio.run(run())
+
+
+def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_row(
+    embedded_world: EmbeddedWorld,
+) -> None:
+    interrupt_after(embedded_world, "stage_many", "a", "b")
+    other = str(tb.id())
+    commit(embedded_world, "a", other)
+
+    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
+        resume(embedded_world, "a", "b")
+
+    assert embedded_world.accounts("a") == [other]
+
+
+def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(
+    embedded_world: EmbeddedWorld,
+) -> None:
+    other, ledger = str(tb.id()), embedded_world.data / "ledger.db"
+    commit(embedded_world, "a", other)
+    before = ledger.read_bytes()
+    embedded_world.lose_ledger()
+    commit(embedded_world, "c", str(tb.id()))
+    interrupt_after(embedded_world, "rows_of_many", "a", "b")
+    embedded_world.lose_ledger()
+    ledger.write_bytes(before)
+
+    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
+        resume(embedded_world, "a", "b")
+
+    assert embedded_world.accounts("a") == [other]
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}]
+)
+def test_batch_that_another_program_resolves_does_not_stop_backfill(
+    embedded_world: EmbeddedWorld, value: object
+) -> None:
+    async def resolve() -> None:
+        async with connect(Settings.read(embedded_world.env)) as (resonate, _):
+            await resonate.promises.create(batch_id(["a", "b"]), 10**14, Value(data=None), {})
+            await resonate.promises.resolve(batch_id(["a", "b"]), Value(data=value))
+
+    asyncio.run(resolve())
+    done = script(embedded_world, "backfill", stdin="a\nb\n")
+    assert done.returncode == 0, done.stderr
+    assert "created 2, existing 0" in done.stderr
