@@ -301,6 +301,19 @@ def test_unexpected_error_in_a_step_halts_no_account_for_ever(world: World, user
         assert_adopted(world, uuid, again=error == "before effect 3")
 
 
+@pytest.mark.slow
+def test_conflicts_of_a_whole_list_of_the_longest_uuids_are_recorded(world: World, user: str) -> None:
+    """The promises are lost. A batch is smaller if its uuids are long, because a server limits its requests."""
+    uuids = [f"{number:03}{user:🐯<253}" for number in range(400)]
+    assert run(world, *uuids).counts()["created"] == 400
+    world.lose_promises()
+    many = run(world, *uuids)
+    assert (many.status, many.shown) == (98, [])
+    assert many.counts()["halted"] == 400
+    assert many.err.count(f"PANIC: {world.reference} exists_diff for uuid") == 400
+    assert state_of(world, promise_id(uuids[-1])) == "rejected"
+
+
 # -- What operators see ----------------------------------------------------
 
 
