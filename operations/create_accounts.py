@@ -153,10 +153,11 @@ async def judge(
         return None
 
     doubtful = [pair for pair in accounts.items() if pair[0] not in created]
-    panics = await asyncio.gather(*(panic_of(*pair) for pair in doubtful))
-    return [
-        (panic.condition, panic.uuid, panic.guid, panic.conflict) for panic in panics if panic is not None
-    ]
+    panics = [panic for panic in await asyncio.gather(*(panic_of(*pair) for pair in doubtful)) if panic]
+    # A conflict quotes the rows of other programs, of any length. A batch with a larger result could never end.
+    too_large = sum(len(ascii(panic.conflict)) for panic in panics) > BYTES_MAX
+    length = CONFLICT_BYTES if too_large else None
+    return [(panic.condition, panic.uuid, panic.guid, panic.conflict[:length]) for panic in panics]
 
 
 async def settle(

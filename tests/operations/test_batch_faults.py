@@ -14,8 +14,8 @@ from clients.settings import Settings
 from create_account import connect, create
 from operations.create_accounts import batch_id, create_batch
 
-from ..conftest import EmbeddedWorld
-from .commands import commit, script
+from ..conftest import EmbeddedWorld, ServerWorld
+from .commands import commit, script, stage
 
 
 def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
@@ -93,3 +93,17 @@ def test_batch_that_another_program_resolves_does_not_stop_backfill(
     done = script(embedded_world, "backfill", stdin="a\nb\n")
     assert done.returncode == 0, done.stderr
     assert "created 2, existing 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_batch_with_more_text_in_its_conflicts_than_the_server_accepts_ends(
+    server_world: ServerWorld,
+) -> None:
+    uuids = [f"u{number}" for number in range(300)]
+    for uuid in uuids:
+        stage(server_world, uuid, f"{uuid}-" + "x" * 10_000)
+
+    done = script(server_world, "backfill", stdin="".join(f"{uuid}\n" for uuid in uuids))
+
+    assert done.returncode == 98, done.stderr
+    assert "created 0, existing 0, halted 300, invalid 0" in done.stderr
