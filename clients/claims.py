@@ -7,7 +7,6 @@ run it, and the tag says which batch settles it.
 from __future__ import annotations
 
 import asyncio
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from .embedded_promises import EmbeddedPromises
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import timedelta
 
     from resonate.resonate import Resonate
 
@@ -34,10 +32,11 @@ REQUESTS_MAX = 64
 CODEC = Codec(NoopEncryptor())
 
 
-class Claim(msgspec.Struct):
+class Claim(msgspec.Struct, rename="camel"):
     """The part of a durable promise that a batch needs."""
 
     state: str
+    timeout_at: int
     value: Value | None = None
     tags: dict[str, str] = {}
 
@@ -57,16 +56,19 @@ class Claims:
         self._sender = resonate.promises.sender
         self._engine = network if isinstance(network, EmbeddedPromises) else None
 
-    async def create(self, batch: str, uuids: list[str], timeout: timedelta) -> list[str]:
-        """Claim the accounts for the batch. Returns the uuids whose promises existed before, unclaimed or settled."""
-        timeout_at = int((time.time() + timeout.total_seconds()) * 1000)
+    async def create(self, batch: str, uuids: list[str], timeout_at: int) -> list[str]:
+        """Claim the accounts for the batch. Returns the uuids whose promises are settled or not claimed by it.
+
+        `timeout_at`: when the batch's promise and the claims expire (ms). A lost batch that is created again has a
+        later time, so it does not take the claims of the first one, which may have written already.
+        """
         tags = {CLAIM: batch}
         requests = [PromiseCreateReq(id=promise_id(uuid), timeout_at=timeout_at, tags=tags) for uuid in uuids]
         promises = await self._ask("promise.create", requests)
         return [
             uuid
             for uuid, promise in zip(uuids, promises, strict=True)
-            if promise is None or batch_of(promise) != batch
+            if promise is None or (batch_of(promise), promise.timeout_at) != (batch, timeout_at)
         ]
 
     async def settle(self, results: dict[str, Any]) -> list[str]:

@@ -216,7 +216,7 @@ class Requests(HttpConnection):
                     if not self._asking:
                         seconds = f"{LEASE.total_seconds():.0f} s"
                         print_diagnostic(
-                            "another process holds this account's lease; waiting for its result, or up to "
+                            f"another process holds the lease of {task_id}; waiting for its result, or up to "
                             f"{seconds} for the lease to expire"
                         )
                     self._ask_for(task_id)

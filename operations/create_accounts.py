@@ -89,11 +89,11 @@ class Written:
     newest: int = 0  # the timestamp of TigerBeetle's newest account, before the step (ns)
 
 
-async def claim(ctx: Context, batch: str, uuids: list[str]) -> list[str]:
+async def claim(ctx: Context, batch: str, uuids: list[str], timeout_at: int) -> list[str]:
     """Create the uuids' promises. Returns the uuids that are left out: their promises existed before."""
     for uuid in uuids:
         check_new_uuid(uuid)
-    return await ctx.get_dependency(Claims).create(batch, uuids, DEADLINE)
+    return await ctx.get_dependency(Claims).create(batch, uuids, timeout_at)
 
 
 def generate_guids(ctx: Context, count: int) -> list[str]:
@@ -181,7 +181,7 @@ def create_accounts(ctx: Context, uuids: list[str]) -> Generator[Any, Any, dict[
     ctx = ctx.options(timeout=DEADLINE)
     check_batch(ctx.info.id, uuids)
 
-    others = set((yield from ctx.run(claim, ctx.info.id, uuids).__await__()))
+    others = set((yield from ctx.run(claim, ctx.info.id, uuids, ctx.info.timeout_at).__await__()))
     claimed = [uuid for uuid in uuids if uuid not in others]
     if not claimed:
         return {"guids": [None] * len(uuids), "newest": 0}

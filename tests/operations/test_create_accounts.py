@@ -283,6 +283,16 @@ def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: Embedd
     assert_adopted(embedded_world, uuids[0], embedded_world.rows(uuids[0])[0])
 
 
+def test_batch_that_is_lost_and_created_again_does_not_take_the_old_claims(
+    embedded_world: EmbeddedWorld, user: str
+) -> None:
+    """It would stage other guids: panics over correct stores."""
+    uuids = numbered(user, 3)
+    killed(embedded_world, uuids, "after effect 4")
+    lose(embedded_world, batch_id(uuids))
+    assert_all_exist(embedded_world, uuids)
+
+
 def lose(world: World, origin: str) -> None:
     with contextlib.closing(sqlite3.connect(world.data / "promises.db")) as db, db:
         assert db.execute("DELETE FROM origins WHERE origin = ?", (origin,)).rowcount == 1

@@ -13,7 +13,7 @@ from resonate.types import Value
 
 from clients.account import promise_id
 from clients.settings import Settings
-from create_account import DEADLINE, connect
+from create_account import connect
 from operations.create_accounts import batch_id, register
 
 from ..conftest import World, numbered
@@ -107,7 +107,7 @@ def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_
         async with connect(Settings.read(world.env)) as (resonate, clients):
             tags = {"resonate:target": "poll://any@create-account"} if task else {}
             await resonate.promises.create(batch, DEADLINE_MS, Value(data=call), tags)
-            await register(resonate, clients).create(batch, claimed, DEADLINE)
+            await register(resonate, clients).create(batch, claimed, DEADLINE_MS)
 
     asyncio.run(main())
     for uuids in ([*claimed, other], claimed):
