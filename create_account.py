@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
     console.main("create_account", connect_early=True)
 
-import asyncio
 import contextlib
 import types
 from collections.abc import AsyncIterator
@@ -36,7 +35,7 @@ from resonate.retry import Never
 
 from clients.account import account_of, check_new_uuid, check_request, differences, promise_id
 from clients.command_line import parse_uuid
-from clients.console import print_result
+from clients.console import print_result, run_async
 from clients.opening import Clients, open_clients
 from clients.panic import Panic
 from clients.results import Claimed, confirmed_guid, settled
@@ -196,5 +195,5 @@ async def run(uuid: str, settings: Settings) -> str:
 
 def main() -> int:
     uuid, settings = parse_uuid("create_account.py", "Create an account, once.")
-    print_result(f"UUID: {uuid}\nGUID: {asyncio.run(run(uuid, settings))}")
+    print_result(f"UUID: {uuid}\nGUID: {run_async(run(uuid, settings))}")
     return 0

@@ -22,6 +22,12 @@ Compare only ratios from one run. Timings differ between machines.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # Before the imports below: an older Python gets one line.
+    from clients import console
+
+    console.main("benchmarks.run")
+
 import argparse
 import asyncio
 import contextlib
@@ -57,7 +63,7 @@ from operations.backfill import number_requests
 from operations.commands import CHUNK
 from operations.create_accounts import create_batch
 
-type Create = Callable[[str], Awaitable[Any]]
+Create = Callable[[str], Awaitable[Any]]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -346,7 +352,7 @@ def start(env: dict[str, str], rounds: int) -> None:
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Measure account creation.")
     parser.add_argument("--count", type=int, default=2000, help="accounts of a contender in a round")
     parser.add_argument("--rounds", type=int, default=5, help="0: no table")
@@ -354,10 +360,13 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="rounds of the start-up measurement; 0: none")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--in-flight", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show the traceback of an unexpected error"
+    )
     arguments = parser.parse_args()
     if arguments.contender:
         contend(arguments.contender, arguments.count, arguments.in_flight)
-        return
+        return 0
     print(
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}"
@@ -371,7 +380,4 @@ def main() -> None:
             for place, env in found.items():
                 if " and " not in place:
                     long(place, env, arguments.long, max(arguments.rounds, 1))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -11,6 +11,10 @@ import os
 import signal
 import sys
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 UNAVAILABLE = 1
 USAGE = 2
@@ -47,8 +51,25 @@ def main(module: str, *, connect_early: bool = False) -> None:
         status = INTERRUPTED
         sys.unraisablehook = lambda _: None  # objects that were interrupted half made report nothing useful
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the result is final; only the interpreter's exit is left
-    sys.exit(status)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the result is final
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)  # sys.exit would wait for a thread that looks up a host name, perhaps for minutes
+
+
+def run_async(command: "Coroutine[Any, Any, Any]") -> Any:
+    """Run the coroutine as `asyncio.run` does, but do not wait at its end for threads that look up host names."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    class Threads(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_default_executor(Threads())
+        return runner.run(command)
 
 
 def print_result(text: str) -> None:

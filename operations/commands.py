@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib
 import sys
 from pathlib import Path
 
 from clients.command_line import add_uuid, add_verbose, parse, print_embedded_notice
+from clients.console import run_async
 
 #: Accounts of a batch: with more, backfill is not faster.
 CHUNK = 1000
@@ -40,7 +40,7 @@ def main() -> int:
     if command != "worker":  # a worker uses nothing embedded
         print_embedded_notice(settings)
     module = importlib.import_module(f"operations.{command}")
-    return int(asyncio.run(module.run(settings=settings, **given)))
+    return int(run_async(module.run(settings=settings, **given)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ environment:
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
 - `RAISE`: where an unexpected error is raised, one of `BATCH_POINTS`
 - `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
+- `RESOLVER_HANGS`: the file that is made when a host name is looked up. The look-up never ends
 - `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
 """
 
@@ -25,7 +26,9 @@ import builtins
 import os
 import resource
 import signal
+import socket
 import sys
+import threading
 import time
 from collections import Counter
 from datetime import timedelta
@@ -113,6 +116,13 @@ def set_limits() -> None:
         outages.ANSWER_TIMEOUT_S = float(patience)
     if size := os.environ.get("FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+    if path := os.environ.get("RESOLVER_HANGS"):
+
+        def hang(*_: Any, **__: Any) -> Any:
+            Path(path).touch()
+            threading.Event().wait()
+
+        socket.getaddrinfo = hang
 
 
 def watch() -> None:

@@ -11,6 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from ..conftest import (
     HANG_S,
     World,
@@ -119,3 +121,22 @@ def test_ctrl_c_while_the_resonate_server_does_not_answer(embedded_world: World,
     ) as waiting:
         wait_until((embedded_world.data / "accounts.db").exists)
         waiting.assert_interrupted()
+
+
+@pytest.mark.parametrize("setting", ["REFERENCE_URL", "RESONATE_URL"])
+def test_ctrl_c_while_a_host_name_is_looked_up(embedded_world: World, tb_address: str, setting: str) -> None:
+    """A thread looks up the name, and nothing can interrupt it."""
+    url = {"REFERENCE_URL": "postgresql://host.example/accounts", "RESONATE_URL": "http://host.example:8001"}
+    asked = embedded_world.directory / "asked"
+    env = {setting: url[setting], "TB_ADDRESS": tb_address, "RESOLVER_HANGS": str(asked)}
+    with Waiting(embedded_world, env) as waiting:
+        wait_until(asked.exists)
+        waiting.assert_interrupted()
+
+
+def test_run_ends_although_a_host_name_is_still_looked_up(embedded_world: World, tb_address: str) -> None:
+    embedded_world.env |= {"RESONATE_URL": "http://host.example:8001", "TB_ADDRESS": tb_address}
+    asked = embedded_world.directory / "asked"
+    run = embedded_world.run("u", RESOLVER_HANGS=str(asked), FIRST_ANSWER="1")
+    assert (run.status, asked.exists()) == (1, True)
+    assert "did not answer within 1 s" in run.err

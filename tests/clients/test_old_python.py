@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,10 +23,12 @@ FIRST_FILES = [
     "clients/console.py",
     "operations/__init__.py",
     "operations/__main__.py",
+    "benchmarks/run.py",
 ]
 
 COMMANDS = [
     ["create_account.py", "u"],
+    ["-m", "benchmarks.run"],
     *(["-m", "operations", *arguments] for arguments in (["check", "u"], ["audit"], ["adopt", "u"])),
     *(
         ["-m", "operations", *arguments]
@@ -58,6 +61,11 @@ def test_older_python_is_told_the_version_in_one_line(tmp_path: Path, command: l
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("Python 3.12 or newer is required; this is 3.")
+
+
+def test_each_command_is_tested() -> None:
+    named = {command[2] for command in COMMANDS if command[1:2] == ["operations"] and len(command) > 2}
+    assert named == set(re.findall(r'add\("(\w+)"', (ROOT / "operations/commands.py").read_text()))
 
 
 @pytest.mark.parametrize("file", FIRST_FILES)

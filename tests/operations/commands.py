@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
+import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from operations import adopt, audit, check
 from ..conftest import (
     HANG_S,
     ROOT,
+    ServerWorld,
     World,
 )
 
@@ -128,6 +132,30 @@ def findings(world: World, run: Callable[..., Done] = operate) -> tuple[int, lis
     done = run(world, "audit")
     *lines, count = done.stdout.splitlines()
     return done.returncode, lines, count
+
+
+#: Values of promises that do not decode to what this program records.
+SPOILED = {
+    "no base64": "no base64",
+    "no JSON": base64.b64encode(b"no JSON").decode(),
+    "another type": base64.b64encode(b'{"other": 1}').decode(),
+}
+
+
+def spoil(world: World, id_: str, data: str = SPOILED["no base64"]) -> None:
+    """Replace the value of a settled promise in the database that holds it."""
+    if isinstance(world, ServerWorld):
+        with contextlib.closing(sqlite3.connect(world.promises / "resonate.db", timeout=HANG_S)) as db, db:
+            changed = db.execute("UPDATE promises SET value_data = ? WHERE id = ?", (data, id_)).rowcount
+    else:
+        origin = id_.partition(":")[0]
+        with contextlib.closing(sqlite3.connect(world.data / "promises.db")) as db, db:
+            [(text,)] = db.execute("SELECT state FROM origins WHERE origin = ?", (origin,))
+            state = json.loads(text)
+            state["promises"][id_]["value"]["data"] = data
+            update = "UPDATE origins SET state = ? WHERE origin = ?"
+            changed = db.execute(update, (json.dumps(state), origin)).rowcount
+    assert changed == 1
 
 
 def halt(world: World, user: str) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,8 +13,8 @@ from clients.settings import Settings
 from create_account import connect
 from operations.create_accounts import batch_id, register
 
-from ..conftest import World, numbered
-from .commands import Done, assert_adopted, halt, script
+from ..conftest import World, numbered, quick_only
+from .commands import SPOILED, Done, assert_adopted, halt, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,20 +58,16 @@ def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
     assert world.rows(user) == world.accounts(user) == []
 
 
+@pytest.mark.parametrize("data", quick_only(["no base64"], SPOILED))
 def test_single_run_whose_recorded_result_does_not_decode_ends_with_one_line(
-    embedded_world: World, user: str
+    world: World, user: str, data: str
 ) -> None:
-    embedded_world.run(user, crash="after record 2")
-    with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db, db:
-        [(text,)] = db.execute("SELECT state FROM origins").fetchall()
-        state = json.loads(text)
-        [step] = [id_ for id_ in state["promises"] if id_.endswith(":2")]
-        state["promises"][step]["value"]["data"] = "no base64"
-        db.execute("UPDATE origins SET state = ?", [json.dumps(state)])
-    run = embedded_world.run(user)
+    world.run(user, crash="after record 2")
+    spoil(world, f"{promise_id(user)}:2", SPOILED[data])
+    run = world.run(user)
     assert (run.status, run.out) == (1, "")
     assert run.err.splitlines()[-1].startswith(f"cannot execute promise create-account-{user}: ")
-    assert embedded_world.accounts(user) == []
+    assert world.accounts(user) == []
 
 
 def backfill(world: World, uuids: list[str]) -> Done:
@@ -118,6 +111,34 @@ def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_
         assert cause in done.stderr
     assert world.rows(claimed[0]) == world.accounts(claimed[0]) == []
     assert len(world.accounts(other)) == 1
+
+
+def test_backfill_counts_a_recorded_result_that_does_not_decode_as_halted(world: World, user: str) -> None:
+    before, spoiled, after = uuids = numbered(user, 3)
+    world.run(spoiled, crash="after record 2")
+    spoil(world, f"{promise_id(spoiled)}:2")
+    done = backfill(world, uuids)
+    assert done.returncode == 98, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [before, after]
+    assert "created 2, existing 0, halted 1, invalid 0" in done.stderr
+    assert f"cannot execute promise create-account-{spoiled}: " in done.stderr
+
+
+@pytest.mark.parametrize("data", quick_only(["no base64"], SPOILED))
+def test_rejected_promise_whose_message_does_not_decode_is_halted(world: World, user: str, data: str) -> None:
+    halt(world, user)
+    spoil(world, promise_id(user), SPOILED[data])
+    run = world.run(user)
+    assert (run.status, run.out) == (98, "")
+    assert f"promise create-account-{user} settled without an account: " in run.err.splitlines()[-1]
+    done = backfill(world, [*numbered(user, 2), user])
+    assert (done.returncode, len(done.stdout.splitlines())) == (98, 2)
+    assert f"promise create-account-{user} settled without an account: " in done.stderr
+    listed = [line for line in script(world, "halted").stdout.splitlines() if user in line]
+    assert listed == [
+        f"halted: create-account-{user} is rejected; more: python -m operations check -- {user}"
+    ]
+    assert_adopted(world, user, again=True)
 
 
 def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import re
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ from ..conftest import (
     wait_until,
 )
 from ..postgres import PASSWORD, Postgres
+from .commands import spoil
 
 TARGET = "poll://any@create-account"
 
@@ -213,6 +215,26 @@ def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loo
         assert_exist(server_world, asyncio.run(main()), uuids)
         for name in GARBAGE:
             assert len(serving.said(f"cannot run {user}-{name}")) == 1, "tried again within one lease"
+
+
+def test_worker_names_a_recorded_result_that_does_not_decode_once(
+    server_world: ServerWorld, user: str
+) -> None:
+    server_world.run(user, crash="after record 2")
+    spoil(server_world, f"create-account-{user}:2")
+
+    def leases() -> int:
+        with contextlib.closing(sqlite3.connect(server_world.promises / "resonate.db")) as db:
+            [(version,)] = db.execute("SELECT version FROM tasks WHERE id = ?", (f"create-account-{user}",))
+            return int(version)
+
+    leased = leases()
+    with worker(server_world, LEASE="1") as serving:
+        uuids = numbered(user, 20)
+        assert_exist(server_world, ask(server_world, uuids), uuids)
+        wait_until(lambda: leases() >= leased + 2)  # it was offered again after the worker's first lease
+        assert len(serving.said(f"cannot run create-account-{user}: ")) == 1
+    assert server_world.accounts(user) == []
 
 
 def test_expired_promise_of_a_caller_is_not_run(server_world: ServerWorld, user: str) -> None:
