@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from .conftest import quick_only
-from .explorer import BATCH_FAULTS, FAULTS, explore, scope_of
+from .explorer import ANOTHER_HOST, BATCH_FAULTS, FAULTS, explore, scope_of
 
 #: What no step can prevent, as docs/operations.md says. Each pair hides the first account from the second attempt:
 #: the row is gone before TigerBeetle holds the account, and another attempt begins meanwhile with another guid.
@@ -66,6 +66,12 @@ def test_batch_and_a_single_run_of_one_of_its_accounts_keep_the_invariants(singl
 def test_batch_that_a_second_process_takes_over_keeps_the_invariants() -> None:
     states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH, BATCH)))
     assert states > 5_000
+    assert violated == set()
+
+
+def test_batch_creates_no_second_account_if_another_host_creates_one_before_it_has_staged() -> None:
+    states, violated = explore(scope_of({ANOTHER_HOST}, batches=(("u",), ("u",))))
+    assert states > 2_000
     assert violated == set()
 
 
