@@ -86,7 +86,7 @@ class Written:
 
     first_guid: str  # of the guids that the step wrote
     panics: list[tuple[str, str, str, str]]  # the arguments of each `Panic`
-    newest: int = 0  # the timestamp of TigerBeetle's newest account, before the step (ns)
+    newest: int = 0  # no account of these uuids is older than this timestamp of TigerBeetle (ns)
 
 
 async def claim(ctx: Context, batch: str, uuids: list[str], timeout_at: int) -> list[str]:
@@ -113,7 +113,8 @@ async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
     written = await reference.stage_many(absent)
     created = {uuid for (uuid, _), done in zip(absent, written, strict=True) if done}
     panics = await judge(ctx, stage_account, reference.name, accounts, created)
-    return Written(first(accounts), panics, newest)
+    # An account that exists is older. Then the next step must ask for each owner, even if there was no panic.
+    return Written(first(accounts), panics, 0 if any(existing) else newest)
 
 
 async def commit(ctx: Context, accounts: dict[str, str], newest: int) -> Written:

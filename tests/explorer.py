@@ -2,37 +2,62 @@
 
 A process is a coroutine and the answers that it received; a state holds its processes and the stores. Each request
 to a store is an await, and each await is a point where the process may wait, or crash. Nothing here is a model of a
-step: `create_account`, its steps, and `read_state`, `decide` and the workflows of operations/adopt.py are real.
+step: `create_account`, `create_accounts`, their steps and callers, `Claims`, and `read_state`, `decide` and the
+workflows of operations/adopt.py are real. A server answers each claim and each settlement of a batch on its own, and
+the queries of a batch's owners, too. Those of one step come in the order of the uuids.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import inspect
+import itertools
+import sys
 from collections import deque
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import tigerbeetle as tb
+from resonate.error import ApplicationError, ServerError
+from resonate.types import PromiseRecord, Value
 
 import create_account as real
 from clients.account import owner_of, promise_id
+from clients.claims import CLAIM, CODEC, Claims
+from clients.console import Halted, Unavailable
 from clients.panic import Panic
+from clients.results import handle_of
 from clients.system_of_record import SystemOfRecord
 from clients.system_of_reference import SystemOfReference
 from operations import adopt
+from operations import create_accounts as real_batches
 from operations.state import Promise, Readers, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Coroutine, Generator, Iterable, Iterator
+
+    from resonate.types import PromiseCreateReq, PromiseSettleReq
 
 FOREIGN_OWNER = 5
 Status = tb.CreateAccountStatus
 
 #: What can go wrong, each at any moment, at most once.
 FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "second id")
-ROWS_TAKEN = {"SQLite lost", "SQLite rolled back"}
+ROWS_TAKEN = {"SQLite lost", "SQLite rolled back", "account of another host"}
+
+PROMISES_TAKEN = {"promises wiped", "batch canceled"}
+
+#: The same for batches. "batch canceled": its promise is canceled, or lost with its steps.
+BATCH_FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "batch canceled")
+
+#: A batch's first uuid gets an account, but no row here, before the stage step of the batch has ended. Later, between
+#: the commit step's read and its write, no step can see the account.
+ANOTHER_HOST = "account of another host"
 
 
 # -- What the workflows are injected with ----------------------------------
@@ -60,6 +85,12 @@ class Reference:
     async def find(self, uuid: str, guids: list[str]) -> Any:
         return list(await Ask("rows", uuid, tuple(guids)))
 
+    async def rows_of_many(self, pairs: list[tuple[str, str]]) -> Any:
+        return [list(rows) for rows in await Ask("rows of many", tuple(pairs))]
+
+    async def stage_many(self, pairs: list[tuple[str, str]]) -> Any:
+        return list(await Ask("stage many", tuple(pairs)))
+
 
 def account(guid: str, owner: int) -> tb.Account:
     return tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner)
@@ -74,7 +105,19 @@ class Record:
         return owner and account(guid, owner)
 
     async def create(self, new: tb.Account) -> Any:
-        return await Ask("create", str(new.id), new.user_data_128)
+        [status] = await self.create_many([new])
+        return status
+
+    async def create_many(self, new: list[tb.Account]) -> Any:
+        return list(await Ask("create", tuple((str(one.id), one.user_data_128) for one in new)))
+
+    async def newest(self) -> Any:
+        return await Ask("newest")
+
+    async def guids_of_many(self, uuids: list[str], newer_than: int | None = None) -> Any:
+        if newer_than is None:
+            return [await self.guids_of(uuid) for uuid in uuids]
+        return [list(guids) for guids in await Ask("newer", tuple(map(owner_of, uuids)), newer_than)]
 
     async def query_accounts(self, query: tb.QueryFilter) -> Any:
         return [account(guid, query.user_data_128) for guid in await Ask("guids", query.user_data_128)]
@@ -95,6 +138,121 @@ async def promise(id_: str) -> Promise | None:
     raise AssertionError(id_)
 
 
+class Sender:
+    """The requests to the Resonate server that need no task."""
+
+    async def promise_get(self, id_: str) -> PromiseRecord:
+        if (stored := await Ask("get", id_)) is None:
+            raise ServerError(HTTPStatus.NOT_FOUND, "not found")
+        return record_of(id_, stored)
+
+    async def promise_create(self, request: PromiseCreateReq) -> PromiseRecord:
+        assert request.tags is not None
+        return record_of(request.id, await Ask("claim", request.id, request.tags[CLAIM]))
+
+    async def promise_settle(self, request: PromiseSettleReq) -> PromiseRecord:
+        if request.state == "resolved":
+            result = CODEC.decode(request.value)
+            value: tuple[str, ...] = ("resolved", result["uuid"], result["guid"], "without a task")
+        else:
+            reason = getattr(CODEC.decode_error(request.value), "condition", "its batch ended")
+            value = ("rejected", reason, "without a task")
+        if (stored := await Ask("settle", request.id, value)) is None:
+            raise ServerError(HTTPStatus.NOT_FOUND, "not found")
+        held = record_of(request.id, stored)
+        # A state holds the reason of a rejection, not its text.
+        return (
+            PromiseRecord(id=held.id, state=held.state, value=request.value, timeout_at=0)
+            if stored == value
+            else held
+        )
+
+
+@functools.cache
+def record_of(id_: str, stored: tuple[Any, ...]) -> PromiseRecord:
+    """Return the promise as a Resonate server answers it."""
+    state, value, tags = stored[0], Value(), {"resonate:target": "any"}
+    match stored:
+        case ("claimed", batch):
+            state, tags = "pending", {CLAIM: batch}
+        case ("resolved", uuid, str(guid), *_):
+            value = CODEC.encode({"uuid": uuid, "guid": guid})
+        case ("resolved", guids, newest):
+            value = CODEC.encode({"guids": guids, "newest": newest})
+        case ("rejected", reason, *_):
+            value = CODEC.encode(ApplicationError(reason))
+    return PromiseRecord(id=id_, state=state, value=value, tags=tags, timeout_at=0)
+
+
+@dataclass
+class Handle:
+    """A run of a workflow, whose promise other processes may have settled, or created without a task."""
+
+    program: Program
+    promise: str
+    request: tuple[Any, ...]
+
+    async def id(self) -> None:
+        self.stored = await Ask("begin", self.promise, self.request)
+        if self.stored[0] == "claimed" or self.stored[-1] == "without a task":
+            raise ServerError(HTTPStatus.UNPROCESSABLE_ENTITY, "Promise exists without a target task")
+
+    async def result(self) -> Any:
+        if self.stored[0] == "pending":
+            self.stored = await Ask("record", self.promise, await self._execute(*self.stored[1:]))
+        return await handle_of(record_of(self.promise, self.stored)).result()
+
+    async def _execute(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        try:
+            result = await self.program.workflows[name](Context(self.promise), *map(thawed, arguments))
+        except Panic as panic:
+            return "rejected", panic.condition
+        except ValueError as error:
+            return "rejected", str(error)
+        if "guids" in result:
+            return "resolved", tuple(result["guids"]), result["newest"]
+        return "resolved", result["uuid"], result["guid"]
+
+
+class Resonate:
+    """What the callers of the workflows use of the SDK."""
+
+    def __init__(self, program: Program) -> None:
+        self.promises = SimpleNamespace(sender=Sender())
+        self._program = program
+
+    def options(self, timeout: Any) -> Resonate:
+        assert timeout == real.DEADLINE, "a workflow without the deadline"
+        return self
+
+    def run(self, id_: str, workflow: Any, *arguments: Any) -> Handle:
+        return Handle(self._program, id_, ("pending", workflow.__name__, tuple(map(frozen, arguments))))
+
+    def register(self, workflow: Any, name: str) -> None:
+        assert self._program.workflows[name] is workflow
+
+    def with_dependency(self, dependency: Any) -> None:
+        assert isinstance(dependency, Claims)
+
+
+def frozen(result: Any) -> Any:
+    """Return a value that a state can hold."""
+    if isinstance(result, list):
+        return tuple(result)
+    if hasattr(result, "panics"):
+        return replace(result, panics=tuple(result.panics))
+    return result
+
+
+def thawed(result: Any) -> Any:
+    """Return the value that was frozen."""
+    if isinstance(result, tuple):
+        return list(result)
+    if hasattr(result, "panics"):
+        return replace(result, panics=list(result.panics))
+    return result
+
+
 class Context:
     def __init__(self, id_: str) -> None:
         self.info = SimpleNamespace(id=id_)
@@ -106,6 +264,8 @@ class Context:
         return self
 
     def get_dependency(self, kind: type) -> Any:
+        if kind is Claims:
+            return Claims(Resonate(Program()), None)  # type: ignore[arg-type]
         return {SystemOfReference: Reference, SystemOfRecord: Record}[kind]()
 
     async def run(self, step: Any, *arguments: Any) -> Any:
@@ -114,9 +274,11 @@ class Context:
         key = f"{self.info.id}:{self.steps}"
         recorded = await Ask("get", key)
         if recorded is not None:
-            return recorded
+            return thawed(recorded)
         result = step(self, *arguments)
-        return await Ask("record", key, await result if inspect.isawaitable(result) else result)
+        return thawed(
+            await Ask("record", key, frozen(await result if inspect.isawaitable(result) else result))
+        )
 
 
 # -- Processes -------------------------------------------------------------
@@ -131,15 +293,18 @@ class Process:
 
 
 class Program:
-    """The commands: a run, and an adoption."""
+    """The commands: a run, an adoption, `create_account.py` from its first read, and a batch."""
 
-    def __init__(self, module: Any) -> None:
-        self._workflows = {
+    def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
+        self._module, self._batches = module, batches
+        self.workflows = {
             "create_account": module.create_account,
+            "create_accounts": batches.create_accounts,
             "commit_staged": adopt.commit_staged,
             "stage_committed": adopt.stage_committed,
         }
         self._positions: dict[Process, tuple[str, Any]] = {}
+        self._began: dict[Process, int] = {}
 
     async def run(self, id_: str, name: str, *arguments: str) -> tuple[str, Any]:
         """Run or resume the workflow of a promise, and settle the promise."""
@@ -149,7 +314,7 @@ class Program:
             case _:
                 return "settled", None
         try:
-            result = await self._workflows[name](Context(id_), *arguments)
+            result = await self.workflows[name](Context(id_), *arguments)
         except Panic as panic:
             await Ask("record", id_, ("rejected", panic.condition))
             return "panic", panic.condition
@@ -167,6 +332,21 @@ class Program:
             return "done", (uuid, state.guid)
         return await self.run(attempt.id, attempt.workflow.__name__, *attempt.arguments)
 
+    def _clients(self) -> Any:
+        return SimpleNamespace(reference=Reference(), record=Record(), promises={"network": None})
+
+    async def create(self, uuid: str) -> tuple[str, Any]:
+        try:
+            return "done", (uuid, await self._module.create(uuid, Resonate(self), self._clients()))
+        except Halted:
+            return "panic", None
+        except Unavailable:
+            return "unavailable", None
+
+    async def batch(self, *uuids: str) -> tuple[str, Any]:
+        _, guids = await self._batches.create_batch(list(uuids), Resonate(self), self._clients())
+        return "done", tuple(itertools.chain(*((u, g) for u, g in zip(uuids, guids, strict=True) if g)))
+
     def position(self, process: Process) -> tuple[str, Any]:
         """Return what the process does next: ("ask", request), or how it has ended."""
         if process not in self._positions:
@@ -174,19 +354,51 @@ class Program:
         return self._positions[process]
 
     def _replay(self, process: Process) -> tuple[str, Any]:
-        fresh, tb.id = tb.id, lambda: process.fresh
-        command = getattr(self, process.command)(*process.arguments)
-        try:
-            request = command.send(None)
-            for answer_ in process.answers:
-                request = command.send(answer_)
-        except StopIteration as end:
-            ended: tuple[str, Any] = end.value
-            return ended
-        finally:
-            tb.id = fresh
-            command.close()
+        with self._stand_ins(process):
+            command = getattr(self, process.command)(*process.arguments)
+            began: dict[str, int] = {}
+            try:
+                request = command.send(None)
+                for number, answer_ in enumerate(process.answers):
+                    if request[0] in ("get", "begin"):
+                        began[request[1]] = number
+                    request = command.send(answer_)
+            except StopIteration as end:
+                ended: tuple[str, Any] = end.value
+                return ended
+            finally:
+                command.close()
+        if request[0] == "record" and (":" in request[1] or process.command in ("create", "batch")):
+            self._began[process] = began[request[1]]
         return "ask", request
+
+    def after(self, process: Process, result: Any) -> Process:
+        """Return the process after an answer.
+
+        A process with the result of a step, or of a workflow, is as one that read this result: the answers in between
+        are dropped.
+        """
+        kept = process.answers[: self._began.get(process)]
+        return replace(process, answers=(*kept, result))
+
+    @contextlib.contextmanager
+    def _stand_ins(self, process: Process) -> Iterator[None]:
+        """Generate this process's ids, await one request after another, and import this program's batches."""
+        ids, name = itertools.count(process.fresh, 10), real_batches.__name__
+        kept = tb.id, asyncio.gather, sys.modules[name]
+        tb.id, asyncio.gather, sys.modules[name] = lambda: next(ids), one_after_another, self._batches  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            tb.id, asyncio.gather, sys.modules[name] = kept
+
+
+async def one_after_another(*requests: Coroutine[Any, Any, Any]) -> list[Any]:
+    try:
+        return [await request for request in requests]
+    finally:
+        for request in requests:
+            request.close()
 
 
 def _readers(readers: Any) -> Readers:
@@ -204,22 +416,32 @@ type Rows = frozenset[tuple[str, str]]
 class State:
     rows: Rows = frozenset()
     backups: frozenset[Rows] = frozenset()  # every earlier set of rows, if SQLite can be rolled back
-    accounts: frozenset[tuple[str, int]] = frozenset()
+    accounts: tuple[
+        tuple[str, int], ...
+    ] = ()  # the oldest first: an account's timestamp is its position, from 1
     promises: frozenset[tuple[str, Any]] = frozenset()
     processes: tuple[Process | None, ...] = (None, None)
-    late: frozenset[tuple[str, int]] = frozenset()  # creates that were under way when their process died
+    late: frozenset[tuple[tuple[str, int], ...]] = (
+        frozenset()
+    )  # creates that were under way when their process died
     starts: int = 0
+    started: frozenset[int] = frozenset()  # of a scope's batches and singles
     faults: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Scope:
-    """`adoptions`: an operator adopts, also with --again, as soon as the first promise is rejected."""
+    """`adoptions`: an operator adopts, also with --again, as soon as the first promise is rejected.
+
+    `batches`: of these uuids, each started once. Beside them, `create_account.py` creates `singles`, each once.
+    """
 
     faults: frozenset[str] = frozenset()
     starts: int = 2
     uuids: tuple[str, ...] = ("u",)
     adoptions: bool = False
+    batches: tuple[tuple[str, ...], ...] = ()
+    singles: tuple[str, ...] = ()
 
 
 def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
@@ -246,11 +468,44 @@ def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
             return tuple(sorted(g for g, o in state.accounts if o == owner)), state
         case ("lookup", guid):
             return accounts.get(guid), state
-        case ("create", guid, owner):
-            if guid in accounts:
-                same = accounts[guid] == owner
-                return Status.EXISTS if same else Status.EXISTS_WITH_DIFFERENT_USER_DATA_128, state
-            return Status.CREATED, replace(state, accounts=state.accounts | {(guid, owner)})
+        case ("create", new):
+            statuses = tuple(status_of(accounts, *one) for one in new)
+            return statuses, replace(state, accounts=tuple(accounts.items()))
+    return answer_batch(state, request)
+
+
+def status_of(accounts: dict[str, int], guid: str, owner: int) -> Status:
+    """Create the account in `accounts`, and return TigerBeetle's status."""
+    if guid not in accounts:
+        accounts[guid] = owner
+        return Status.CREATED
+    return Status.EXISTS if accounts[guid] == owner else Status.EXISTS_WITH_DIFFERENT_USER_DATA_128
+
+
+def answer_batch(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
+    """Answer a request that only a batch makes."""
+    promises = dict(state.promises)
+    match request:
+        case ("newest",):
+            return len(state.accounts), state
+        case ("newer", owners, timestamp):
+            newer = state.accounts[timestamp:]
+            return tuple(tuple(g for g, o in newer if o == owner) for owner in owners), state
+        case ("claim", key, batch):
+            promises.setdefault(key, ("claimed", batch))
+            return promises[key], replace(state, promises=frozenset(promises.items()))
+        case ("settle", key, value):
+            if promises.get(key, [""])[0] in ("claimed", "pending"):
+                promises[key] = value
+            return promises.get(key), replace(state, promises=frozenset(promises.items()))
+        case ("rows of many", pairs):
+            return tuple(answer(state, ("rows", uuid, (guid,)))[0] for uuid, guid in pairs), state
+        case ("stage many", pairs):
+            written = []
+            for uuid, guid in pairs:
+                staged, state = answer(state, ("stage", uuid, guid))
+                written.append(staged)
+            return tuple(written), state
     raise AssertionError(request)
 
 
@@ -265,7 +520,25 @@ def after_faults(state: State, scope: Scope) -> Iterator[State]:
             case "SQLite rolled back":
                 yield from (replace(marked, rows=rows) for rows in state.backups - {state.rows})
             case "foreign account" if "1" not in dict(state.accounts):
-                yield replace(marked, accounts=state.accounts | {("1", FOREIGN_OWNER)})
+                yield replace(marked, accounts=(*state.accounts, ("1", FOREIGN_OWNER)))
+            case "account of another host":
+                for batch in scope.batches:
+                    owner, staged = owner_of(batch[0]), f"{real_batches.batch_id(list(batch))}:3"
+                    if staged not in dict(state.promises) and owner not in dict(state.accounts).values():
+                        yield replace(marked, accounts=(*state.accounts, ("9", owner)))
+            case "batch canceled":
+                for batch in scope.batches:
+                    yield from without_batch(marked, real_batches.batch_id(list(batch)))
+
+
+def without_batch(state: State, id_: str) -> Iterator[State]:
+    """Cancel the batch's promise, or lose it with its steps, if the batch has not ended."""
+    promises = dict(state.promises)
+    if promises.get(id_, [""])[0] == "pending":
+        canceled = promises | {id_: ("rejected_canceled",)}
+        yield replace(state, promises=frozenset(canceled.items()))
+        lost = {key: value for key, value in promises.items() if key.partition(":")[0] != id_}
+        yield replace(state, promises=frozenset(lost.items()))
 
 
 def commands(state: State, scope: Scope) -> Iterator[tuple[str, tuple[Any, ...], set[str]]]:
@@ -284,11 +557,39 @@ def put(state: State, slot: int, new: Process | None) -> State:
     return replace(state, processes=tuple(sorted(processes, key=hash)))
 
 
+def independent(program: Program, state: State, scope: Scope) -> State | None:
+    """Return the state after an event that neither affects others nor is affected by them. The others can wait."""
+    for slot, process in enumerate(state.processes):
+        if process is None:
+            continue
+        kind, request = program.position(process)
+        if kind != "ask":
+            return put(state, slot, None)
+        if request[0] == "get" and ":" in request[1] and not (scope.faults - state.faults) & PROMISES_TAKEN:
+            recorded = dict(state.promises).get(request[1])
+            if recorded is not None:
+                return put(state, slot, program.after(process, recorded))
+    return None
+
+
 def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
+    if (after := independent(program, state, scope)) is not None:
+        yield after
+        return
     for create in state.late:
-        yield replace(answer(state, ("create", *create))[1], late=state.late - {create})
+        yield replace(answer(state, ("create", create))[1], late=state.late - {create})
     yield from after_faults(state, scope)
-    if None in state.processes and state.starts < scope.starts:
+    if None in state.processes and scope.batches:
+        slot = state.processes.index(None)
+        once = [
+            *(("batch", batch) for batch in scope.batches),
+            *(("create", (uuid,)) for uuid in scope.singles),
+        ]
+        for number, (command, arguments) in enumerate(once, 1):
+            if number not in state.started:
+                marked = replace(state, started=state.started | {number})
+                yield put(marked, slot, Process(command, arguments, number))
+    elif None in state.processes and state.starts < scope.starts:
         slot, begun = state.processes.index(None), replace(state, starts=state.starts + 1)
         for command, arguments, faults in commands(state, scope):
             marked = replace(begun, faults=begun.faults | faults)
@@ -296,15 +597,12 @@ def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
     for slot, process in enumerate(state.processes):
         if process is None:
             continue
-        kind, value = program.position(process)
-        if kind != "ask":
-            yield put(state, slot, None)
-            continue
+        _, value = program.position(process)
         result, after = answer(state, value)
         if "SQLite rolled back" in scope.faults and after.rows != state.rows:
             after = replace(after, backups=after.backups | {state.rows})
-        yield put(after, slot, replace(process, answers=(*process.answers, result)))
-        late = state.late | {value[1:]} if value[0] == "create" else state.late
+        yield put(after, slot, program.after(process, result))
+        late = state.late | {value[1]} if value[0] == "create" else state.late
         yield put(replace(state, late=late), slot, None)  # a crash
 
 
@@ -319,13 +617,45 @@ def violations(program: Program, state: State, scope: Scope) -> Iterator[str]:
         kind, value = program.position(process)
         if kind == "panic" and not state.faults:
             yield "panic without a fault"
-        if kind == "done" and dict(state.accounts).get(value[1]) != owner_of(value[0]):
+        if kind == "unavailable" and not state.faults:
+            yield "no answer without a fault"
+        if kind == "done" and any(not exists(state, *pair) for pair in itertools.batched(value, 2)):
             yield "success without the account"
+    yield from violations_of_batches(state, scope)
 
 
-def explore(scope: Scope, module: Any = real, until: str = "") -> tuple[int, set[str]]:
+def exists(state: State, uuid: str, guid: str) -> bool:
+    return dict(state.accounts).get(guid) == owner_of(uuid)
+
+
+def violations_of_batches(state: State, scope: Scope) -> Iterator[str]:
+    promises = dict(state.promises)
+    for batch in scope.batches:
+        own = [promises.get(promise_id(uuid), ("not found",)) for uuid in batch]
+        if any(stored[0] == "resolved" and not exists(state, *stored[1:3]) for stored in own):
+            yield "resolved without the account"
+        id_ = real_batches.batch_id(list(batch))
+        if (
+            not state.faults & PROMISES_TAKEN
+            and promises.get(id_, ("pending",))[0] != "pending"
+            and ("claimed", id_) in own
+        ):
+            yield "claim of an ended batch"
+
+
+def explore(
+    scope: Scope, module: Any = real, until: str = "", batches: Any = real_batches
+) -> tuple[int, set[str]]:
     """Return the number of states and the violated invariants. `until`: end when this invariant is violated."""
-    program, violated = Program(module), set[str]()
+
+    async def main() -> tuple[int, set[str]]:
+        return _explore(scope, Program(module, batches), until)
+
+    return asyncio.run(main())  # the clients create futures and locks, but nothing waits for the event loop
+
+
+def _explore(scope: Scope, program: Program, until: str) -> tuple[int, set[str]]:
+    violated = set[str]()
     seen = {State()}
     queue = deque(seen)
     while queue and until not in violated:
@@ -342,13 +672,24 @@ def scope_of(faults: Iterable[str], **rest: Any) -> Scope:
     return Scope(frozenset(faults), **rest)
 
 
-def load(source: str) -> ModuleType:
-    """Return create_account.py, perhaps edited, as a module."""
-    module = ModuleType("create_account")
-    exec(compile(source, "create_account.py", "exec"), vars(module))  # noqa: S102
+def load(source: str, name: str = "create_account") -> ModuleType:
+    """Return the module of this name, perhaps edited."""
+    module = ModuleType(name)
+    exec(compile(source, f"{name}.py", "exec"), vars(module))  # noqa: S102
     return module
 
 
 SOURCE = Path(real.__file__).read_text()
+BATCH_SOURCE = Path(real_batches.__file__).read_text()
 
-__all__ = ["FAULTS", "SOURCE", "Scope", "explore", "load", "scope_of"]
+__all__ = [
+    "ANOTHER_HOST",
+    "BATCH_FAULTS",
+    "BATCH_SOURCE",
+    "FAULTS",
+    "SOURCE",
+    "Scope",
+    "explore",
+    "load",
+    "scope_of",
+]

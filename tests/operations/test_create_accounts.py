@@ -247,6 +247,31 @@ def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: s
     assert single == batch
 
 
+# -- Faults between two runs of a batch -------------------------------------
+
+
+def test_account_of_another_host_before_the_repeated_stage_step_halts_its_account(
+    world: World, user: str
+) -> None:
+    uuids = numbered(user, 3)
+    killed(world, uuids, "after effect 3")
+    commit(world, uuids[0], other := str(tb.id()))
+    many = run(world, *uuids)
+    assert (many.status, list(many.accounts)) == (98, uuids[1:])
+    assert "ordering violated" in many.err
+    assert world.accounts(uuids[0]) == [other], "no second account"
+
+
+def test_row_that_vanishes_before_the_commit_halts_its_account(world: World, user: str) -> None:
+    uuids = numbered(user, 3)
+    killed(world, uuids, "after record 3")
+    world.sql("DELETE FROM accounts WHERE uuid = ?", uuids[0])
+    many = run(world, *uuids)
+    assert (many.status, list(many.accounts)) == (98, uuids[1:])
+    assert "ordering violated" in many.err
+    assert world.accounts(uuids[0]) == []
+
+
 # -- Nothing is orphaned ---------------------------------------------------
 
 

@@ -1,0 +1,122 @@
+"""Backfills with other boundaries over the same uuids, single runs among them, and SIGKILL at random, until all exist.
+
+None is lost, none exists twice, and no printed line ever changes.
+
+pytest tests/operations/test_storm_of_batches.py --seconds 600 --seed 1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..child import BATCH_POINTS
+from ..conftest import HANG_S, ServerWorld, World, numbered
+from ..test_storm import assert_traceable
+from .backfills import COMMAND, run
+from .test_worker import worker
+
+COUNT = 300
+
+#: Uuids in a chunk. A chunk of one is a single run.
+CHUNKS = (2, 7, 30, 100)
+
+#: Backfills and single runs at the same time, on a Resonate server. Embedded promises allow one process.
+PROCESSES = 4
+
+
+@dataclass
+class Storm:
+    world: World
+    uuids: list[str]
+    dice: random.Random
+    kills: int = 0
+    printed: dict[str, str] = field(default_factory=dict)
+    guids: dict[str, str] = field(default_factory=dict)
+
+    def start(self, number: int, *, whole: bool = False) -> tuple[subprocess.Popen[bytes], Path]:
+        """Start a backfill of a part of the uuids in any order, or of one uuid, which is a single run.
+
+        Half of them kill themselves at a point of a batch, if they come to this point.
+        """
+        share = 1 if whole else self.dice.choice((0, 0.2, 0.5, 1))
+        lines = self.dice.sample(self.uuids, max(1, int(share * len(self.uuids))))
+        if self.dice.random() < 0.5:
+            lines.sort(key=self.uuids.index)
+        source, output = (self.world.directory / f"{name}-{number}" for name in ("lines", "output"))
+        crash = "" if whole else self.dice.choice(("", self.dice.choice(BATCH_POINTS)))
+        source.write_text("".join(f"{uuid}\n" for uuid in lines))
+        with output.open("wb") as file, Path(f"{output}.err").open("wb") as errors:
+            process = subprocess.Popen(
+                [*COMMAND, "--chunk", str(self.dice.choice(CHUNKS)), str(source)],
+                env=self.world.environ() | {"LEASE": "2", "CRASH": crash},
+                cwd=self.world.directory,
+                stdout=file,
+                stderr=errors,
+            )
+        return process, output
+
+    def read(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        """Check what an ended backfill has printed."""
+        errors = Path(f"{output}.err").read_text()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        assert "PANIC" not in errors
+        assert "Traceback" not in errors
+        for line in output.read_text().split("\n")[:-1]:  # a kill cuts off the text after the last newline
+            uuid, guid = line.split("\t")
+            assert self.printed.setdefault(uuid, guid) == guid, (
+                f"{uuid} was {self.printed[uuid]} and is {guid}"
+            )
+
+    def round(self, count: int) -> None:
+        """Run backfills at the same time, and kill each at a random moment if it has not ended."""
+        running = [self.start(number) for number in range(count)]
+        for process, output in running:
+            try:
+                process.wait(self.dice.uniform(0.5, 3))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            self.kills += process.wait() == -signal.SIGKILL
+            self.read(process, output)
+        accounts = assert_traceable(self.world, self.uuids, self.guids)
+        assert all(accounts[uuid] == [guid] for uuid, guid in self.printed.items())
+
+    def end(self) -> None:
+        """Run a backfill of all uuids to its end, and check that each has its one account."""
+        process, output = self.start(0, whole=True)
+        with process:
+            process.wait(timeout=HANG_S)
+        self.read(process, output)
+        assert process.returncode == 0
+        accounts = assert_traceable(self.world, self.uuids, self.guids)
+        assert accounts == {uuid: [self.printed[uuid]] for uuid in self.uuids}
+        assert {uuid: self.guids[uuid] for uuid in self.uuids} == self.printed
+
+
+@pytest.mark.slow
+def test_accounts_survive_kills_of_batches_and_single_runs(
+    world: World, user: str, pytestconfig: pytest.Config
+) -> None:
+    seed: Any = pytestconfig.getoption("seed")
+    dice = random.Random(seed)
+    end = time.monotonic() + pytestconfig.getoption("seconds")
+    shared = isinstance(world, ServerWorld)
+    storms = kills = 0
+    run(world, user)  # the stores exist from here on
+    with worker(world, LEASE="2") if shared else contextlib.nullcontext():
+        while not storms or time.monotonic() < end:
+            storms += 1
+            storm = Storm(world, numbered(f"{user}-{storms}", COUNT), dice)
+            while len(storm.printed) < 0.9 * COUNT:
+                storm.round(PROCESSES if shared else 1)
+            storm.end()
+            kills += storm.kills
+    print(f"storms {storms}, accounts {storms * COUNT}, kills {kills}, seed {seed}")
