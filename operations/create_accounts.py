@@ -105,15 +105,14 @@ async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
     # Read first, as in the single step. The time of the newest account is read before the accounts, so that the next
-    # step only needs to look for accounts that are newer. If an account exists now, that step must see it.
+    # step only needs to look for accounts that are newer.
     newest = await record.newest()
     existing = await record.guids_of_many(list(accounts))
-    newest = 0 if any(existing) else newest
     absent = [pair for pair, guids in zip(accounts.items(), existing, strict=True) if not guids]
     written = await reference.stage_many(absent)
     created = {uuid for (uuid, _), done in zip(absent, written, strict=True) if done}
     panics = await judge(ctx, stage_account, reference.name, accounts, created)
-    # An account that exists is older. Then the next step must ask for each owner, even if there was no panic.
+    # An account that exists is older. Then the next step must look at all accounts, even if there was no panic.
     return Written(first(accounts), panics, 0 if any(existing) else newest)
 
 

@@ -255,7 +255,7 @@ def thawed(result: Any) -> Any:
 
 class Context:
     def __init__(self, id_: str) -> None:
-        self.info = SimpleNamespace(id=id_)
+        self.info = SimpleNamespace(id=id_, timeout_at=0)
         self.steps = 0
         self.timeout: Any = None
 

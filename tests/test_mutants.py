@@ -180,10 +180,17 @@ def test_explorer_refuses_a_step_with_the_default_deadline() -> None:
 BESIDE = {"uuids": ("u", "v"), "batches": (("u", "v"),), "singles": ("v",)}
 TAKEN_OVER = {"uuids": ("u", "v"), "batches": (("u", "v"), ("u", "v"))}
 
+#: How `complete` runs the batch to its end.
+ENDED = BATCH_SOURCE[
+    BATCH_SOURCE.index('        if promise is not None and promise.state == "pending":') : BATCH_SOURCE.index(
+        "        if await is_claimed():\n            await claims.settle"
+    )
+]
+
 #: The text, its replacement, the scope, and the invariant that catches the edit.
 EXPLORED_OF_BATCHES: dict[str, tuple[str, str, Scope, str]] = {
     "the claim is dropped": (
-        "return await ctx.get_dependency(Claims).create(batch, uuids, DEADLINE)", "return []",
+        "return await ctx.get_dependency(Claims).create(batch, uuids, timeout_at)", "return []",
         scope_of((), **BESIDE), FALSE_PANIC,
     ),
     "accounts of others are not left out": (
@@ -244,7 +251,7 @@ EXPLORED_OF_BATCHES: dict[str, tuple[str, str, Scope, str]] = {
         scope_of({"batch canceled"}, **BESIDE), RESOLVED,
     ),
     "a claim is settled before its batch has ended": (
-        "            await run_to_its_end(batch, uuid, resonate)\n", "", scope_of((), **BESIDE), FALSE_PANIC,
+        ENDED, "", scope_of((), **BESIDE), FALSE_PANIC,
     ),
 }  # fmt: skip
 
