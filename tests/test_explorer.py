@@ -94,15 +94,6 @@ def test_batch_with_a_take_over_beside_a_single_run_keeps_the_invariants() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", BATCH_FAULTS)
-def test_batch_of_one_with_a_take_over_keeps_the_invariants_with_one_fault(fault: str) -> None:
-    assert explore(scope_of({fault}, batches=(("u",), ("u",)), singles=("u",)))[1] == set()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", list(combinations(BATCH_FAULTS, 2)), ids=" and ".join)
-def test_two_faults_at_once_violate_for_a_batch_exactly_what_no_step_can_prevent(
-    pair: tuple[str, str],
-) -> None:
-    violated = explore(scope_of(pair, batches=(("u",),), singles=("u",)))[1]
-    assert violated == UNPREVENTABLE.get(frozenset(pair), set())
+@pytest.mark.parametrize("pair", list(combinations(BATCH_FAULTS[1:4], 2)), ids=" and ".join)
+def test_two_faults_of_the_stores_at_once_violate_nothing_for_a_batch(pair: tuple[str, str]) -> None:
+    assert explore(scope_of(pair, batches=(("u",),), singles=("u",)))[1] == set()
