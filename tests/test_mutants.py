@@ -1,4 +1,4 @@
-"""Deliberate faults in create_account.py. The explorer catches each, or a named test does.
+"""Deliberate faults in create_account.py, and in the statements that stage a row. The explorer catches each, or a named test does.
 
 A mutant names the text, its replacement, and what catches it. No listed fault is without effect. Three faults of the
 stage step change only the panic's message, because the commit step panics, too. The table of outcomes catches these.
@@ -6,6 +6,7 @@ stage step change only the panic's message, because the commit step panics, too.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from .conftest import HANG_S, ROOT
 from .explorer import SOURCE, explore, load, scope_of
+from .postgres import binaries
 
 FALSE_PANIC, NO_ACCOUNT, SECOND = "panic without a fault", "success without the account", "second account"
 
@@ -108,6 +110,9 @@ TESTED = {
     "all promises have the default deadline": (
         "timedelta(days=36_500)", "timedelta(days=1)", f"{TABLE}::test_crash_after_sqlite_before_tigerbeetle",
     ),
+    "a failed step is retried": (
+        ", retry_policy=Never()", "", f"{TABLE}::test_step_that_fails_is_not_retried",
+    ),
     "the request is not checked": (
         "    check_request(ctx.info.id, uuid)\n", "",
         f"{REQUESTS}::test_promise_of_another_uuid_is_rejected_and_nothing_is_written",
@@ -118,9 +123,24 @@ TESTED = {
 }  # fmt: skip
 
 
-def edited(text: str, edit: str) -> str:
-    assert SOURCE.count(text) == 1, text
-    return SOURCE.replace(text, edit)
+NOT_OVERWRITTEN = f"{TABLE}::test_row_that_is_staged_between_read_and_write_is_not_overwritten"
+
+#: The file, the text, its replacement, and the test that catches the edit. The world is a part of the test's id.
+STATEMENTS = {
+    "SQLite overwrites a row": (
+        "clients/system_of_reference.py", "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        "INSERT OR REPLACE INTO accounts (uuid, guid) VALUES (?, ?)", NOT_OVERWRITTEN, "embedded",
+    ),
+    "PostgreSQL overwrites a row": (
+        "clients/postgres.py", "ON CONFLICT DO NOTHING RETURNING",
+        "ON CONFLICT (uuid) DO UPDATE SET guid = EXCLUDED.guid RETURNING", NOT_OVERWRITTEN, "postgres",
+    ),
+}  # fmt: skip
+
+
+def edited(text: str, edit: str, source: str = SOURCE) -> str:
+    assert source.count(text) == 1, text
+    return source.replace(text, edit)
 
 
 @pytest.mark.parametrize("name", EXPLORED)
@@ -136,14 +156,33 @@ def test_explorer_catches_the_fault(name: str) -> None:
 @pytest.mark.parametrize("name", TESTED)
 def test_named_test_catches_the_fault(tmp_path: Path, name: str) -> None:
     text, edit, test = TESTED[name]
+    assert_caught(tmp_path, "create_account.py", text, edit, test)
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_named_test_catches_a_statement_that_overwrites(tmp_path: Path, name: str) -> None:
+    file, text, edit, test, world = STATEMENTS[name]
+    if world == "postgres":
+        binaries()  # skips this test if there is no PostgreSQL
+    assert_caught(tmp_path, file, text, edit, test, world=world)
+
+
+def assert_caught(
+    directory: Path, file: str, text: str, edit: str, test: str, world: str = "embedded"
+) -> None:
+    """Check that the test fails in an edited copy of the project."""
     for part in ("clients", "operations", "tests"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "create_account.py").write_text(edited(text, edit))
-    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", "-k", "embedded", test]
-    env = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "create_account.py"):
+        shutil.copy(ROOT / name, directory)
+    (directory / file).write_text(edited(text, edit, (ROOT / file).read_text()))
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", "-k", world, test]
+    env = {
+        "PYTHONPATH": str(directory),
+        "PATH": os.environ["PATH"] if world == "postgres" else "/usr/bin:/bin",
+    }
     done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S, check=False
+        command, cwd=directory, env=env, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
     assert "1 failed" in done.stdout
