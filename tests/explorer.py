@@ -32,7 +32,6 @@ Status = tb.CreateAccountStatus
 
 #: What can go wrong, each at any moment, at most once.
 FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "second id")
-ROWS_TAKEN = {"SQLite lost", "SQLite rolled back"}
 
 
 # -- What the workflows are injected with ----------------------------------
@@ -210,6 +209,9 @@ class State:
     late: frozenset[tuple[str, int]] = frozenset()  # creates that were under way when their process died
     starts: int = 0
     faults: frozenset[str] = frozenset()
+    unpreventable: frozenset[str] = (
+        frozenset()
+    )  # guids whose row was taken after the last read before the commit
 
 
 @dataclass(frozen=True)
@@ -254,16 +256,25 @@ def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
     raise AssertionError(request)
 
 
-def after_faults(state: State, scope: Scope) -> Iterator[State]:
+def without_rows(program: Program, state: State, kept: Rows) -> State:
+    """Take all rows but these. No step reads again the row of a guid that is committed or is being committed."""
+    asked = [program.position(process) for process in filter(None, state.processes)]
+    creates = {request[1] for kind, request in asked if kind == "ask" and request[0] == "create"}
+    committed = {guid for guid, _ in state.accounts | state.late} | creates
+    taken = frozenset(guid for _, guid in state.rows - kept if guid in committed)
+    return replace(state, rows=kept, unpreventable=state.unpreventable | taken)
+
+
+def after_faults(program: Program, state: State, scope: Scope) -> Iterator[State]:
     for fault in scope.faults - state.faults:
         marked = replace(state, faults=state.faults | {fault})
         match fault:
             case "promises wiped":
                 yield replace(marked, promises=frozenset())
             case "SQLite lost":
-                yield replace(marked, rows=frozenset())
+                yield without_rows(program, marked, frozenset())
             case "SQLite rolled back":
-                yield from (replace(marked, rows=rows) for rows in state.backups - {state.rows})
+                yield from (without_rows(program, marked, rows) for rows in state.backups - {state.rows})
             case "foreign account" if "1" not in dict(state.accounts):
                 yield replace(marked, accounts=state.accounts | {("1", FOREIGN_OWNER)})
 
@@ -287,7 +298,7 @@ def put(state: State, slot: int, new: Process | None) -> State:
 def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
     for create in state.late:
         yield replace(answer(state, ("create", *create))[1], late=state.late - {create})
-    yield from after_faults(state, scope)
+    yield from after_faults(program, state, scope)
     if None in state.processes and state.starts < scope.starts:
         slot, begun = state.processes.index(None), replace(state, starts=state.starts + 1)
         for command, arguments, faults in commands(state, scope):
@@ -313,7 +324,9 @@ def violations(program: Program, state: State, scope: Scope) -> Iterator[str]:
         ours = {guid for guid, owner in state.accounts if owner == owner_of(uuid)}
         if len(ours) > 1:
             yield "second account"
-        if not state.faults & ROWS_TAKEN and any((uuid, guid) not in state.rows for guid in ours):
+            if not ours & state.unpreventable:
+                yield "second account without a lost row"
+        if any((uuid, guid) not in state.rows for guid in ours - state.unpreventable):
             yield "account without its row"
     for process in filter(None, state.processes):
         kind, value = program.position(process)
