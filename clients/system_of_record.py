@@ -64,6 +64,7 @@ class SystemOfRecord:
         self._client: Ledger | None = None
         self._creating = Batcher(self._create_batch)
         self._create_max = CREATE_MAX
+        self._answers = 0
 
     async def open(self) -> Self:
         """Connect and wait for the first answer. Raises `Unavailable`."""
@@ -167,7 +168,12 @@ class SystemOfRecord:
             # The client waits for its server without a limit, and cancelling a request leaks its packet.
             # So the request is a task of its own that nobody cancels; closing the client ends it.
             answer = asyncio.create_task(request(client))
-            while not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
+            while True:
+                answers = self._answers
+                if (await asyncio.wait({answer}, timeout=timeout_s))[0]:
+                    break
+                if self._answers != answers:
+                    continue  # the server answers one request after the other: this one is waiting its turn
                 outage = Unavailable(
                     f"{self._store} did not answer within {timeout_s:.0f} s; start it, or correct the settings, "
                     "and run again"
@@ -191,6 +197,7 @@ class SystemOfRecord:
                     "install the `tigerbeetle` version that matches the server"
                 ) from error
             else:
+                self._answers += 1
                 self._outages.over(self._store)
                 return result
         raise Unavailable(f"the connection to {self._store} is closing; run again to resume")

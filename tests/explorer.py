@@ -48,8 +48,6 @@ Status = tb.CreateAccountStatus
 
 #: What can go wrong, each at any moment, at most once.
 FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "second id")
-ROWS_TAKEN = {"SQLite lost", "SQLite rolled back", "account of another host"}
-
 PROMISES_TAKEN = {"promises wiped", "batch canceled"}
 
 #: The same for batches. "batch canceled": its promise is canceled, or lost with its steps.
@@ -427,6 +425,8 @@ class State:
     starts: int = 0
     started: frozenset[int] = frozenset()  # of a scope's batches and singles
     faults: frozenset[str] = frozenset()
+    #: The guids whose row was taken after the last read before the commit, or never written here.
+    unpreventable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -509,23 +509,33 @@ def answer_batch(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
     raise AssertionError(request)
 
 
-def after_faults(state: State, scope: Scope) -> Iterator[State]:
+def without_rows(program: Program, state: State, kept: Rows) -> State:
+    """Take all rows but these. No step reads again the row of a guid that is committed or is being committed."""
+    asked = [program.position(process) for process in filter(None, state.processes)]
+    creates = [request[1] for kind, request in asked if kind == "ask" and request[0] == "create"]
+    committed = {guid for accounts in (state.accounts, *state.late, *creates) for guid, _ in accounts}
+    taken = frozenset(guid for _, guid in state.rows - kept if guid in committed)
+    return replace(state, rows=kept, unpreventable=state.unpreventable | taken)
+
+
+def after_faults(program: Program, state: State, scope: Scope) -> Iterator[State]:
     for fault in scope.faults - state.faults:
         marked = replace(state, faults=state.faults | {fault})
         match fault:
             case "promises wiped":
                 yield replace(marked, promises=frozenset())
             case "SQLite lost":
-                yield replace(marked, rows=frozenset())
+                yield without_rows(program, marked, frozenset())
             case "SQLite rolled back":
-                yield from (replace(marked, rows=rows) for rows in state.backups - {state.rows})
+                yield from (without_rows(program, marked, rows) for rows in state.backups - {state.rows})
             case "foreign account" if "1" not in dict(state.accounts):
                 yield replace(marked, accounts=(*state.accounts, ("1", FOREIGN_OWNER)))
             case "account of another host":
                 for batch in scope.batches:
                     owner, staged = owner_of(batch[0]), f"{real_batches.batch_id(list(batch))}:3"
                     if staged not in dict(state.promises) and owner not in dict(state.accounts).values():
-                        yield replace(marked, accounts=(*state.accounts, ("9", owner)))
+                        rowless = state.unpreventable | {"9"}
+                        yield replace(marked, accounts=(*state.accounts, ("9", owner)), unpreventable=rowless)
             case "batch canceled":
                 for batch in scope.batches:
                     yield from without_batch(marked, real_batches.batch_id(list(batch)))
@@ -578,7 +588,7 @@ def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
         return
     for create in state.late:
         yield replace(answer(state, ("create", create))[1], late=state.late - {create})
-    yield from after_faults(state, scope)
+    yield from after_faults(program, state, scope)
     if None in state.processes and scope.batches:
         slot = state.processes.index(None)
         once = [
@@ -611,7 +621,9 @@ def violations(program: Program, state: State, scope: Scope) -> Iterator[str]:
         ours = {guid for guid, owner in state.accounts if owner == owner_of(uuid)}
         if len(ours) > 1:
             yield "second account"
-        if not state.faults & ROWS_TAKEN and any((uuid, guid) not in state.rows for guid in ours):
+            if not ours & state.unpreventable:
+                yield "second account without a lost row"
+        if any((uuid, guid) not in state.rows for guid in ours - state.unpreventable):
             yield "account without its row"
     for process in filter(None, state.processes):
         kind, value = program.position(process)

@@ -13,12 +13,9 @@ from clients import account
 from clients.account import owner_of
 from clients.panic import Panic
 from clients.settings import Settings
-from create_account import DEADLINE, connect, create_account
+from create_account import DEADLINE, Outcome, connect, create_account
 
 from .conftest import World, quick_only
-
-if TYPE_CHECKING:
-    from resonate.context import Context
 
 if TYPE_CHECKING:
     from resonate.context import Context
@@ -195,6 +192,40 @@ def test_one_of_two_promises_for_one_uuid_panics(world: World, user: str) -> Non
     assert isinstance(loser, Panic)
     assert loser.condition == f"{world.reference} exists_diff"
     assert_exists(world, user, winner["guid"])
+
+
+@pytest.mark.parametrize("uuid", ["this uuid", "another uuid"])
+def test_row_that_is_staged_between_read_and_write_is_not_overwritten(
+    world: World, user: str, uuid: str
+) -> None:
+    guid, owner = str(tb.id()), user if uuid == "this uuid" else f"{user}-other"
+    with world.held(user, "before effect 2", GUID="" if owner == user else guid) as process:
+        world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", owner, guid)
+    run = world.finish(process)
+    assert run.status == 98
+    assert f"PANIC: {world.reference} exists_diff for uuid {user!r}" in run.err
+    assert world.sql("SELECT uuid, guid FROM accounts WHERE guid = ?", guid) == [(owner, guid)]
+    assert world.accounts(user) == []
+
+
+def test_step_that_fails_is_not_retried(world: World, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, the SDK retries it for decades. An error that is no outage would look like a hang."""
+    attempts = []
+
+    async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
+        attempts.append(guid)
+        if len(attempts) == 1:
+            raise RuntimeError("unexpected")
+        return Outcome("exists_diff", guid, "another attempt")
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.options(timeout=DEADLINE).run(user, create_account, user).result()
+
+    monkeypatch.setattr("create_account.stage_account", stage_account)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        asyncio.run(run())
+    assert len(attempts) == 1
 
 
 def test_resolved_promise_without_an_account_halts(world: World, user: str) -> None:

@@ -10,7 +10,7 @@ from .conftest import quick_only
 from .explorer import ANOTHER_HOST, BATCH_FAULTS, FAULTS, explore, scope_of
 
 #: What no step can prevent, as docs/operations.md says. Each pair hides the first account from the second attempt:
-#: the row is gone before TigerBeetle holds the account, and another attempt begins meanwhile with another guid.
+#: the row is lost after its last read and before TigerBeetle commits, and another attempt has another guid.
 UNPREVENTABLE = {
     frozenset(pair): {"second account"}
     for pair in (

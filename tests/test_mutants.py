@@ -1,4 +1,4 @@
-"""Deliberate faults in create_account.py and in operations/create_accounts.py. The explorer catches each, or a named test does.
+"""Deliberate faults in the workflows, and in the statements that stage a row. The explorer or a named test catches each.
 
 A mutant names the text, its replacement, and what catches it. No listed fault is without effect. Three faults of the
 stage step change only the panic's message, because the commit step panics, too. The table of outcomes catches these.
@@ -6,6 +6,7 @@ stage step change only the panic's message, because the commit step panics, too.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 
 from .conftest import HANG_S, ROOT
 from .explorer import ANOTHER_HOST, BATCH_SOURCE, SOURCE, Scope, explore, load, scope_of
+from .postgres import binaries
 
 RESOLVED, CLAIMED = "resolved without the account", "claim of an ended batch"
 FALSE_PANIC, NO_ACCOUNT, SECOND = "panic without a fault", "success without the account", "second account"
+NO_ROW = "account without its row"
 
 #: The text, its replacement, the faults of the scope, and the invariant that catches the edit.
 EXPLORED = {
@@ -67,6 +70,9 @@ EXPLORED = {
     "the panic of a missing row at the commit is forgotten": (
         'panic_if(committed.type == "ordering_violated"', "panic_if(False", {"SQLite lost"}, NO_ACCOUNT,
     ),
+    "the row is not read before the commit": (
+        "staged = await sqlite.rows_of(uuid, guid) == [(uuid, guid)]", "staged = True", {"SQLite lost"}, NO_ROW,
+    ),
     "a missing row at the commit is an account": (
         'for this uuid"\n        return Outcome("ordering_violated"', 'for this uuid"\n        return Outcome("exists_same"',
         {"SQLite lost"}, NO_ACCOUNT,
@@ -85,10 +91,6 @@ TESTED = {
         "    existing_guids = await tigerbeetle.guids_of(uuid)\n    while",
         "    existing_guids: list[str] = []\n    while",
         f"{TABLE}::test_lost_sqlite_and_promises_panic_and_create_no_second_account",
-    ),
-    "the row is not read before the commit": (
-        "staged = await sqlite.rows_of(uuid, guid) == [(uuid, guid)]", "staged = True",
-        f"{TABLE}::test_row_that_vanishes_before_the_commit_panics",
     ),
     "the accounts are not read before the commit": (
         "    existing_guids = await tigerbeetle.guids_of(uuid)\n    staged", "    existing_guids: list[str] = []\n    staged",
@@ -109,12 +111,30 @@ TESTED = {
     "all promises have the default deadline": (
         "timedelta(days=36_500)", "timedelta(days=1)", f"{TABLE}::test_crash_after_sqlite_before_tigerbeetle",
     ),
+    "a failed step is retried": (
+        ", retry_policy=Never()", "", f"{TABLE}::test_step_that_fails_is_not_retried",
+    ),
     "the request is not checked": (
         "    check_request(ctx.info.id, uuid)\n", "",
         f"{REQUESTS}::test_promise_of_another_uuid_is_rejected_and_nothing_is_written",
     ),
     "the new uuid is not checked": (
         "    check_new_uuid(uuid)\n", "", f"{REQUESTS}::test_look_alike_uuid_is_rejected_in_the_guid_step",
+    ),
+}  # fmt: skip
+
+
+NOT_OVERWRITTEN = f"{TABLE}::test_row_that_is_staged_between_read_and_write_is_not_overwritten"
+
+#: The file, the text, its replacement, and the test that catches the edit. The world is a part of the test's id.
+STATEMENTS = {
+    "SQLite overwrites a row": (
+        "clients/system_of_reference.py", "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        "INSERT OR REPLACE INTO accounts (uuid, guid) VALUES (?, ?)", NOT_OVERWRITTEN, "embedded",
+    ),
+    "PostgreSQL overwrites a row": (
+        "clients/postgres.py", "ON CONFLICT DO NOTHING RETURNING",
+        "ON CONFLICT (uuid) DO UPDATE SET guid = EXCLUDED.guid RETURNING", NOT_OVERWRITTEN, "postgres",
     ),
 }  # fmt: skip
 
@@ -137,31 +157,33 @@ def test_explorer_catches_the_fault(name: str) -> None:
 @pytest.mark.parametrize("name", TESTED)
 def test_named_test_catches_the_fault(tmp_path: Path, name: str) -> None:
     text, edit, test = TESTED[name]
-    assert_caught(tmp_path, "create_account.py", edited(text, edit), test)
+    assert_caught(tmp_path, "create_account.py", text, edit, test)
 
 
-def assert_caught(tmp_path: Path, file: str, source: str, test: str) -> None:
-    """Run the test on a copy of the project with this source."""
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_named_test_catches_a_statement_that_overwrites(tmp_path: Path, name: str) -> None:
+    file, text, edit, test, world = STATEMENTS[name]
+    if world == "postgres":
+        binaries()  # skips this test if there is no PostgreSQL
+    assert_caught(tmp_path, file, text, edit, test, world=world)
+
+
+def assert_caught(
+    directory: Path, file: str, text: str, edit: str, test: str, *, world: str = "embedded or writes_nothing"
+) -> None:
+    """Check that the test fails in an edited copy of the project."""
     for part in ("clients", "operations", "tests"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(ROOT / "create_account.py", tmp_path)
-    (tmp_path / file).write_text(source)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n0",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "embedded or writes_nothing",
-        test,
-    ]
-    env = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "create_account.py"):
+        shutil.copy(ROOT / name, directory)
+    (directory / file).write_text(edited(text, edit, (ROOT / file).read_text()))
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", "-k", world, test]
+    env = {
+        "PYTHONPATH": str(directory),
+        "PATH": os.environ["PATH"] if world == "postgres" else "/usr/bin:/bin",
+    }
     done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S, check=False
+        command, cwd=directory, env=env, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
     assert "1 failed" in done.stdout
@@ -281,4 +303,4 @@ def test_explorer_catches_the_fault_of_a_batch(name: str) -> None:
 @pytest.mark.parametrize("name", TESTED_OF_BATCHES)
 def test_named_test_catches_the_fault_of_a_batch(tmp_path: Path, name: str) -> None:
     text, edit, test = TESTED_OF_BATCHES[name]
-    assert_caught(tmp_path, "operations/create_accounts.py", edited(text, edit, BATCH_SOURCE), test)
+    assert_caught(tmp_path, "operations/create_accounts.py", text, edit, test)

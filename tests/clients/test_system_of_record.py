@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
+import tigerbeetle as tb
+
+from clients.outages import ANSWER_TIMEOUT_S, Outages
+from clients.system_of_record import Ledger, SystemOfRecord
 
 from ..conftest import (
     World,
@@ -170,3 +177,75 @@ def proxy(port: int) -> Iterator[Proxy]:
         threading.Thread(target=accept, daemon=True).start()
         yield proxied
         listener.shutdown(socket.SHUT_RDWR)
+
+
+# -- A worker --------------------------------------------------------------
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time the test moves."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    async def move(self, seconds: float) -> None:
+        self.now_s += seconds
+        for _ in range(10):  # callbacks of callbacks
+            await asyncio.sleep(0)
+
+
+class SlowLedger:
+    """Answers a look-up when the test says so. A real server cannot be held between two answers."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def lookup_accounts(self, ids: list[int]) -> list[tb.Account]:
+        await self.answers[ids[0]].wait()
+        return []
+
+    async def close(self) -> None:
+        pass
+
+
+def test_late_answer_is_no_second_outage_while_others_are_answered(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def said() -> list[str]:
+        return capsys.readouterr().err.splitlines()
+
+    async def main() -> None:
+        slow = SlowLedger()
+        ledger = cast("Ledger", slow)
+        slow.answers[0].set()
+        outages = Outages()
+        outages.wait_forever = True
+
+        async def connect() -> Ledger:
+            return ledger
+
+        record = await SystemOfRecord(connect, "TigerBeetle", outages).open()
+        first, second, third = (asyncio.create_task(record.lookup(guid)) for guid in "123")
+        await clock.move(0)  # they are sent
+        await clock.move(ANSWER_TIMEOUT_S)
+        assert len(said()) == 1, "no request is answered: an outage"
+        await clock.move(1)
+        slow.answers[1].set()
+        await first
+        assert said() == ["TigerBeetle is available again"]
+        await clock.move(ANSWER_TIMEOUT_S)
+        assert said() == [], "a request was answered meanwhile"
+        slow.answers[2].set()
+        await second
+        await clock.move(ANSWER_TIMEOUT_S)
+        await clock.move(ANSWER_TIMEOUT_S)
+        assert len(said()) == 1, "no request was answered meanwhile: another outage"
+        slow.answers[3].set()
+        await third
+        assert said() == ["TigerBeetle is available again"]
+
+    clock = Clock()
+    with asyncio.Runner(loop_factory=lambda: clock) as runner:
+        runner.run(main())
