@@ -77,11 +77,14 @@ class Storm:
             )
 
     def round(self, count: int) -> None:
-        """Run backfills at the same time, and kill each at a random moment if it has not ended."""
+        """Run backfills at the same time, and kill each at a random moment if it has not ended.
+
+        The more were killed, the longer they run, so that a storm ends on a slow machine, too.
+        """
         running = [self.start(number) for number in range(count)]
         for process, output in running:
             try:
-                process.wait(self.dice.uniform(0.5, 3))
+                process.wait(self.dice.uniform(0.5, 3 + self.kills / 10))
             except subprocess.TimeoutExpired:
                 process.kill()
             self.kills += process.wait() == -signal.SIGKILL
