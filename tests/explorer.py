@@ -563,7 +563,7 @@ def commands(state: State, scope: Scope) -> Iterator[tuple[str, tuple[Any, ...],
 
 def put(state: State, slot: int, new: Process | None) -> State:
     processes = tuple(new if i == slot else process for i, process in enumerate(state.processes))
-    # The slots are alike, so their order is none of the state.
+    # The slots are alike, so their order does not matter.
     return replace(state, processes=tuple(sorted(processes, key=hash)))
 
 

@@ -187,7 +187,7 @@ def test_server_error_ends_the_execution() -> None:
 
 
 def test_time_out_of_aiohttp_is_no_error_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """connections/http.py: `HttpConnection.send` handles `aiohttp.ClientError`, and a `TimeoutError` is none."""
+    """connections/http.py: `HttpConnection.send` handles `aiohttp.ClientError`, but a `TimeoutError` is no `ClientError`."""
     monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.05))
 
     async def main() -> None:
@@ -384,7 +384,7 @@ async def silence(request: web.Request) -> web.StreamResponse:
 
 
 def test_listener_ends_for_good_at_the_time_limit_of_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """connections/sse.py: `SSEConnection._sse_loop` handles `aiohttp.ClientError`, and a `TimeoutError` is none."""
+    """connections/sse.py: `SSEConnection._sse_loop` handles `aiohttp.ClientError`, but a `TimeoutError` is no `ClientError`."""
     monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.05))
 
     async def main() -> None:
