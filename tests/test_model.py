@@ -360,7 +360,7 @@ class Oracle:
 USERS = "abcd"
 
 #: The users of a backfill. A list with one user is a single run.
-LISTS = ("ab", "bcd", "dca", *USERS)
+LISTS = ("ab", "ab", "bcd", "dca", "a", "c")
 
 #: Guids that a process may generate: for each of three users a batch of three, and a single run.
 GUIDS = 12
