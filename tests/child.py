@@ -7,7 +7,7 @@ environment:
 
 - `CRASH`: where to kill it, one of `POINTS` (a backfill: one of `BATCH_POINTS`), such as `after effect 3` (step 3 is written but not recorded)
 - `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
-- `GUID`: the guid that step 1 generates, in place of a new one
+- `GUID`: the guids that the process generates, in place of new ones, separated by commas
 - `HOLD`: where to wait until the test removes the file `held` beside the witness
 - `CLOCK_DAYS`: days by which the clock is ahead
 - `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
@@ -125,11 +125,23 @@ def set_limits() -> None:
         socket.getaddrinfo = hang
 
 
-def watch() -> None:
-    """Wrap the functions that the example calls. The environment says how."""
+def set_clock() -> None:
     days = int(os.environ.get("CLOCK_DAYS", "0"))
     real_time_ns = time.time_ns
     time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
+
+
+def plan_guids() -> None:
+    """Generate the guids that the environment names, and then new ones."""
+    import tigerbeetle as tb
+
+    real_id, planned = tb.id, iter(os.environ.get("GUID", "").split(","))
+    tb.id = lambda: int(next(planned, "") or real_id())
+
+
+def watch() -> None:
+    """Wrap the functions that the example calls. The environment says how."""
+    set_clock()
 
     import tigerbeetle as tb
 
@@ -139,11 +151,12 @@ def watch() -> None:
     set_limits()
     check_points(POINTS)
 
-    real_id = tb.id
+    plan_guids()
+    planned_id = tb.id
 
     def generate() -> int:
         kill_at("before effect 1")
-        guid = int(os.environ.get("GUID") or real_id())
+        guid = planned_id()
         kill_at("after effect 1")
         return guid
 
@@ -186,8 +199,10 @@ def watch_promises(*, batches: bool) -> None:
 
 def watch_batch() -> None:
     """Wrap the functions that the steps of a batch call. The environment says how."""
+    set_clock()
     set_limits()
     check_points(BATCH_POINTS)
+    plan_guids()
 
     from clients.claims import Claims
     from clients.system_of_record import SystemOfRecord
@@ -199,8 +214,6 @@ def watch_batch() -> None:
     def generate_guids(ctx: Context, count: int) -> list[str]:
         kill_at("before effect 2")
         guids = real_guids(ctx, count)
-        if guid := os.environ.get("GUID"):
-            guids[0] = guid
         kill_at("after effect 2")
         return guids
 
