@@ -135,7 +135,7 @@ def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]
             stderr=err,
         )
         try:
-            wait_until(lambda: b"another process holds this account" in Path(err.name).read_bytes())
+            wait_until(lambda: b"another process holds the lease of" in Path(err.name).read_bytes())
             yield process
         finally:
             process.kill()
