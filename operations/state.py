@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from urllib.parse import quote
 
 import msgspec
-from resonate.codec import Codec, NoopEncryptor
 from resonate.error import ResonateError, ServerError
 from resonate.types import PromiseRecord, Value
 
 from clients.account import accounts_of, check_uuid, differences, id_of, promise_id
-from clients.claims import batch_of
+from clients.claims import CODEC, batch_of
 from clients.console import Unavailable, print_diagnostic
 from clients.embedded_ledger import EmbeddedLedger
 from clients.one_reference import Identity, mismatch, open_promises
@@ -311,7 +310,7 @@ def _decoded(promise: PromiseRecord) -> Promise:
 
     def decode(value: Value) -> Any:
         with contextlib.suppress(ResonateError, msgspec.MsgspecError):
-            return Codec(NoopEncryptor()).decode(value)
+            return CODEC.decode(value)
         return None
 
     target, batch = promise.tags.get("resonate:target"), batch_of(promise)

@@ -551,7 +551,7 @@ def test_handle_waits_for_a_promise_whose_creation_failed() -> None:
 
 
 def test_run_leases_a_task_before_it_may_execute_it() -> None:
-    """resonate.py: `Resonate.run` leases, and `_bounded_execute` waits. So a backfill starts no more than that."""
+    """resonate.py: `Resonate.run` leases, and `_bounded_execute` waits. So a backfill starts at most that many."""
 
     async def main() -> None:
         server, end, slots = Server(), asyncio.Event(), asyncio.Semaphore(0)
