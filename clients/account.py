@@ -47,9 +47,7 @@ def check_new_uuid(uuid: str) -> str:
         raise ValueError("the uuid begins or ends with white space")
     for character in [] if uuid.isprintable() else uuid:
         if unicodedata.category(character) in ("Cf", "Zl", "Zp"):
-            raise ValueError(
-                f"the uuid contains the character {character!a}, which is invisible or separates lines"
-            )
+            raise ValueError(f"the uuid contains the character {character!a}, which is invisible or separates lines")
     if not unicodedata.is_normalized("NFC", uuid):
         raise ValueError("the uuid is not in Unicode normalization form NFC")
     return uuid
@@ -77,7 +75,7 @@ def uuid_of(id_: str) -> str | None:
 def check_request(id_: str, uuid: str) -> None:
     """Raise ValueError, saying why, if a promise with this id must not create this uuid's account.
 
-    The ids of `promise_id` belong to one uuid each. Any other id is allowed: it cannot hide a uuid's own.
+    The ids of `promise_id` belong to one uuid each. An id of another form is allowed: nobody else looks for it.
     """
     try:
         check_uuid(uuid)
@@ -87,6 +85,12 @@ def check_request(id_: str, uuid: str) -> None:
         raise ValueError(
             f"promise {id_} belongs to uuid {uuid_of(id_)!r}, but its argument is {uuid!r}; no account was created"
         )
+
+
+def check_new_account(id_: str, uuid: str) -> None:
+    """Raise ValueError, saying why, if the workflow of this promise must not begin to create this uuid's account."""
+    check_request(id_, uuid)
+    check_new_uuid(uuid)
 
 
 # -- The fields ------------------------------------------------------------

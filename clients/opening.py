@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from .embedded_ledger import EmbeddedLedger
-from .embedded_promises import EmbeddedPromises
-from .one_reference import Identity, check_or_record, open_promises
-from .outages import Outages
-from .resonate_server import GROUP, server
-from .system_of_record import SystemOfRecord, open_client
-from .system_of_reference import SystemOfReference, open_reference
+from resonate.resonate import Resonate
+
+from clients.command.outages import Outages
+from clients.promises.embedded import EmbeddedPromises
+from clients.promises.one_reference import Identity, check_or_record
+from clients.promises.server import GROUP, server
+from clients.stores.embedded_ledger import EmbeddedLedger
+from clients.stores.postgres import PostgresReference
+from clients.stores.system_of_record import SystemOfRecord, open_client
+from clients.stores.system_of_reference import SqliteReference, SystemOfReference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from resonate.resonate import Resonate
-
-    from .settings import Settings
-    from .system_of_record import Ledger
+    from clients.settings import Settings
+    from clients.stores.system_of_record import Ledger
+    from clients.stores.system_of_reference import Backend
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,25 @@ def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:
         return open_client(address, cluster)
 
     return SystemOfRecord(connect, f"TigerBeetle at {address} (cluster {cluster})", outages)
+
+
+def open_reference(settings: Settings, outages: Outages) -> SystemOfReference:
+    """Return the System of Reference that the settings name, not yet open."""
+    backend: Backend
+    if settings.reference_url is None:
+        backend = SqliteReference(settings.data_dir / "accounts.db")
+    else:
+        backend = PostgresReference(settings.reference_url)
+    return SystemOfReference(backend, outages)
+
+
+@contextlib.asynccontextmanager
+async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
+    """Connect to the Resonate server. No workflow can run here: there is no function and no listener."""
+    assert settings.resonate_url is not None
+    requests = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
+    resonate = Resonate(**requests | {"sources": []})
+    try:
+        yield resonate
+    finally:
+        await resonate.stop()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from resonate.error import ResonateError
 
-from .console import HALTED
+from clients.command.console import HALTED
 
 PANIC_ADVICE = {
     "TigerBeetle exists_diff": "TigerBeetle has this guid with different fields; find out which program created that account.",
     "ordering violated": "The System of Reference was lost, was rolled back, or belongs to another host; do not create a second account.",
 }
-REFERENCE_ADVICE = "This step wrote nothing. The account exists only if TigerBeetle holds the guid that is staged for this uuid."
+REFERENCE_ADVICE = (
+    "This step wrote nothing. The account exists only if TigerBeetle holds the guid that is staged for this uuid."
+)
 
 
 class Panic(ResonateError):

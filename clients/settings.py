@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import Unavailable
-from .postgres import place_of
+from clients.command.console import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The checkout that these modules belong to. An installed copy has no pyproject.toml beside it.
+#: The checkout that these modules belong to.
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 CLUSTER_ID_DIGITS = 39  # of 2^128 - 1
@@ -57,8 +56,6 @@ class Settings:
                 "RESONATE_TOKEN contains a non-ASCII or non-printable character, such as a newline: correct it"
             )
         reference = env.get("REFERENCE_URL") or None
-        if reference is not None:
-            place_of(reference)
         kind = "embedded" if address is None else f"cluster-{cluster}"
         return cls(address, cluster, url, token, _data_dir(env.get("DATA_DIR") or None, kind), reference)
 
@@ -75,9 +72,7 @@ class Settings:
 def _cluster_id(text: str) -> int:
     valid = text.isascii() and text.isdecimal() and len(text) <= CLUSTER_ID_DIGITS and int(text) < 2**128
     if not valid:
-        raise Unavailable(
-            f"TB_CLUSTER_ID={text!r} is not a cluster id: set it to a number from 0 to 2^128 - 1"
-        )
+        raise Unavailable(f"TB_CLUSTER_ID={text!r} is not a cluster id: set it to a number from 0 to 2^128 - 1")
     return int(text)
 
 
@@ -88,8 +83,4 @@ def _data_dir(given: str | None, kind: str) -> Path:
     """
     if given is not None:
         return Path(given).absolute()
-    if not (CHECKOUT / "pyproject.toml").exists():
-        raise Unavailable(
-            "DATA_DIR is not set; an installed copy has no default: set DATA_DIR to a writable directory"
-        )
     return CHECKOUT / "data" / kind

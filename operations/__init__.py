@@ -1,1 +1,1 @@
-"""The operators' command line: `python -m operations`, or `accounts` where it is installed."""
+"""What operators run, and what starts the example: `python -m operations --help`."""

@@ -1,11 +1,6 @@
 """Start an operator's command: `python -m operations --help`."""
 
-from clients import console
-
-
-def main() -> None:
-    console.main("operations.commands")
-
+from clients.command import console
 
 if __name__ == "__main__":
-    main()
+    console.main("operations.commands")

@@ -27,41 +27,42 @@ import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clients import conflicts
 from clients.account import promise_id
-from clients.console import Halted, print_diagnostic, print_result
+from clients.command.console import Halted, print_diagnostic, print_result
 from clients.panic import Panic
-from clients.system_of_record import SystemOfRecord
-from clients.system_of_reference import SystemOfReference
+from clients.stores.system_of_record import SystemOfRecord
+from clients.stores.system_of_reference import SystemOfReference
 from create_account import DEADLINE, Outcome, commit_account, connect, create_account, panic_if
-
-from .state import AccountState, open_readers, read_state
+from operations.reading import open_readers, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     from resonate.context import Context
 
     from clients.settings import Settings
+    from operations.verdict import AccountState
 
 # -- Workflows -------------------------------------------------------------
 
 
 @types.coroutine
-def commit_staged(ctx: Context, uuid: str, guid: str) -> Generator[Any, Any, dict[str, str]]:
+def commit_staged(ctx: Context, uuid: str, guid: str) -> Any:
     """Commit the account that is staged. Returns and raises the same as `create_account`."""
     ctx = ctx.options(timeout=DEADLINE)
 
     # The step reads both stores again, because they may have changed since the decision.
     committed = yield from ctx.run(commit_account, uuid, guid).__await__()
 
-    panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, guid, committed)
-    panic_if(committed.type == "ordering_violated", "ordering violated", uuid, guid, committed)
+    panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
+    panic_if(committed.type == "ordering_violated", "ordering violated", uuid, committed)
 
-    return {"uuid": uuid, "guid": guid}
+    return {"uuid": uuid, "guid": committed.guid}
 
 
 @types.coroutine
-def stage_committed(ctx: Context, uuid: str, guid: str) -> Generator[Any, Any, dict[str, str]]:
+def stage_committed(ctx: Context, uuid: str, guid: str) -> Any:
     """Stage the account that TigerBeetle holds. Returns and raises the same as `create_account`."""
     ctx = ctx.options(timeout=DEADLINE)
 
@@ -69,26 +70,26 @@ def stage_committed(ctx: Context, uuid: str, guid: str) -> Generator[Any, Any, d
 
     staged = yield from ctx.run(stage_existing, uuid, guid).__await__()
 
-    panic_if(staged.type == "exists_diff", f"{reference} exists_diff", uuid, guid, staged)
-    panic_if(staged.type == "ordering_violated", "ordering violated", uuid, guid, staged)
+    panic_if(staged.type == "exists_diff", f"{reference} exists_diff", uuid, staged)
+    panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    return {"uuid": uuid, "guid": guid}
+    return {"uuid": uuid, "guid": staged.guid}
 
 
 async def stage_existing(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Write the row of an account that is the uuid's only account."""
-    reference, tigerbeetle = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    existing_guids = await tigerbeetle.guids_of(uuid)
+    existing_guids = await record.guids_of(uuid)
     if existing_guids != [guid]:
-        held = ", ".join(existing_guids) or "no account"
-        return Outcome("ordering_violated", guid, f"TigerBeetle holds {held} for this uuid")
-    written = await reference.stage(uuid, guid)
-    rows = await reference.rows_of(uuid, guid)
+        conflict = f"TigerBeetle holds {conflicts.listed(existing_guids)} for this uuid"
+        return Outcome("ordering_violated", guid, conflict)
+    rows = await reference.stage(uuid, guid)
+    if not rows:
+        return Outcome("created", guid)
     if rows == [(uuid, guid)]:
-        return Outcome("created" if written else "exists_same", guid)
-    staged = " and ".join(f"uuid {u!r} with guid {g}" for u, g in rows)
-    return Outcome("exists_diff", guid, f"{reference.name} stages {staged or 'nothing'}")
+        return Outcome("exists_same", guid)
+    return Outcome("exists_diff", guid, await conflicts.other_rows(reference, record, rows))
 
 
 # -- The decision ----------------------------------------------------------

@@ -22,16 +22,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from clients.account import accounts_after, differences, id_of
-from clients.console import HALTED, print_result
-
-from .state import PAGE, open_readers, read_state
+from clients.command.console import HALTED, print_result
+from operations.reading import PAGE, open_readers, read_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from clients.settings import Settings
-
-    from .state import Readers
+    from operations.reading import Readers
 
 
 async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:
@@ -86,8 +84,7 @@ async def report(readers: Readers) -> int:
             findings[finding.partition(":")[0]] += 1
     kinds = ", ".join(f"{number} {kind}" for kind, number in findings.items())
     print_result(
-        f"{kinds or 'clean'}; {count['accounts']} accounts, {count['rows']} rows, "
-        f"{count['in progress']} in progress"
+        f"{kinds or 'clean'}; {count['accounts']} accounts, {count['rows']} rows, {count['in progress']} in progress"
     )
     return HALTED if findings else 0
 

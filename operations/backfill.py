@@ -1,7 +1,7 @@
 """Create an account for each uuid of a list: `python -m operations backfill [FILE]`, or from stdin.
 
 One uuid per line, UTF-8, any number of lines, in constant memory. The accounts are created in batches
-(create_accounts.py). Each uuid has its own durable promise, `create-account-<uuid>`, exactly as with
+(batch.py). Each uuid has its own durable promise, `create-account-<uuid>`, exactly as with
 `create_account.py`. A later single run, or a second backfill with lines added, removed or reordered, finds the same
 accounts.
 
@@ -38,12 +38,12 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_new_uuid, check_uuid
-from clients.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
-from clients.results import Claimed, confirmed_guid, settled
-from clients.unexecutable import Unexecutable
-from create_account import connect, create
-
-from .create_accounts import BYTES_MAX, create_batch, size_of
+from clients.command.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
+from clients.promises.cannot_run import Unexecutable
+from clients.promises.results import Claimed, confirmed_guid, settled
+from create_account import connect
+from operations.batch import BYTES_MAX, create_batch, size_of
+from operations.create import create
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -138,9 +138,7 @@ class Account:
 class Backfill:
     """Reads uuids, creates their accounts in batches of at most `chunk` lines, and prints them in order."""
 
-    def __init__(
-        self, resonate: Resonate, clients: Clients, chunk: int, halted: IO[str], bar: tqdm[Any]
-    ) -> None:
+    def __init__(self, resonate: Resonate, clients: Clients, chunk: int, halted: IO[str], bar: tqdm[Any]) -> None:
         self.counts: Counter[str] = Counter()
         self._resonate = resonate
         self._clients = clients
@@ -183,9 +181,7 @@ class Backfill:
         if len(new) > 1:
             ended, guids = await create_batch(new, self._resonate, self._clients)
             accounts = {
-                uuid: Account(uuid, guid, ended)
-                for uuid, guid in zip(new, guids, strict=True)
-                if guid is not None
+                uuid: Account(uuid, guid, ended) for uuid, guid in zip(new, guids, strict=True) if guid is not None
             }
         in_flight = asyncio.Semaphore(SINGLE_RUNS_MAX)
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clients.account import promise_id
-from clients.console import print_result
-
-from .state import AccountState, open_readers, read_state
+from clients.command.console import print_result
+from operations.reading import open_readers, read_state
 
 if TYPE_CHECKING:
     from clients.settings import Settings
+    from operations.verdict import AccountState
 
 STATUS = {"exists": 0, "staged": 3, "unreferenced": 4, "absent": 5, "conflict": 98}
 
@@ -49,8 +49,6 @@ def report(state: AccountState) -> None:
         print_result(f"TigerBeetle: account {account.id}")
     if not state.accounts:
         print_result("TigerBeetle: no account")
-    print_result(
-        f"{state.reference}: " + (f"row with guid {state.guid}" if state.guid is not None else "no row")
-    )
+    print_result(f"{state.reference}: " + (f"row with guid {state.guid}" if state.guid is not None else "no row"))
     reasons = "; ".join(state.reasons())
     print_result(f"{state.verdict}: {reasons}" if reasons else state.verdict)

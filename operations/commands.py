@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
-from pathlib import Path
 
-from clients.command_line import add_uuid, add_verbose, parse, print_embedded_notice
-from clients.console import run_async
+from clients.command.console import run_async
+from operations.command_line import add_uuid, add_verbose, parse, print_embedded_notice
 
 #: Accounts of a batch: with more, backfill is not faster.
 CHUNK = 1000
@@ -44,9 +42,8 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    program = "python -m operations" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(
-        program, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m operations", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help="see above")
 
@@ -77,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"accounts in a batch, 1 to {CHUNK_MAX}; %(default)s by default",
     )
     reference = add("reference", "Which store is the System of Reference?")
-    reference.add_argument(
-        "--accept", action="store_true", help="record the present store, after a restore or a move"
-    )
+    reference.add_argument("--accept", action="store_true", help="record the present store, after a restore or a move")
     add("worker", "Create the accounts that other programs request from a Resonate server.")
     return parser
 

@@ -19,14 +19,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from clients.account import uuid_of
-from clients.console import HALTED, print_result
-
-from .state import is_uuid, open_readers, read_batch, read_state
+from clients.command.console import HALTED, print_result
+from operations.reading import is_uuid, open_readers, read_batch, read_state
 
 if TYPE_CHECKING:
+    from clients.promises.reading import Promise
     from clients.settings import Settings
-
-    from .state import Promise, Readers
+    from operations.reading import Readers
 
 #: What this program can execute: the names and versions of the registered workflows.
 FUNCTIONS = {("create_account", 1), ("create_accounts", 1), ("commit_staged", 1), ("stage_committed", 1)}
@@ -44,9 +43,7 @@ async def run(settings: Settings) -> int:
                 print_result(f"halted: {promise.id} {reason}")
                 continue
             state = await read_state(readers, uuid)
-            reasons = [
-                (p.id, why) for p in state.promises if (why := await reason_of(p, readers)) is not None
-            ]
+            reasons = [(p.id, why) for p in state.promises if (why := await reason_of(p, readers)) is not None]
             if promise.id not in [p.id for p in state.promises]:
                 reasons.append((promise.id, reason))
             if not reasons or reasons[0][0] != promise.id:
@@ -88,6 +85,4 @@ def why_halted(promise: Promise) -> str | None:
     function = promise.param["func"], promise.param.get("version", 1)
     if function in FUNCTIONS:
         return None
-    return (
-        f"is pending and requests the function {function[0]}, version {function[1]}, which this program lacks"
-    )
+    return f"is pending and requests the function {function[0]}, version {function[1]}, which this program lacks"

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clients.console import HALTED, Unavailable, print_result
-from clients.one_reference import Identity, open_promises, record, recorded
-from clients.outages import Outages
-from clients.system_of_reference import open_reference
+from clients.command.console import HALTED, Unavailable, print_result
+from clients.command.outages import Outages
+from clients.opening import open_promises, open_reference
+from clients.promises.one_reference import Identity, record, recorded
 
 if TYPE_CHECKING:
     from clients.settings import Settings

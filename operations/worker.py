@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING
 
 from resonate.error import ResonateError
 
-from clients import outages
-from clients.console import INTERRUPTED, Unavailable, print_diagnostic
-from clients.one_reference import Identity, check_or_record
+from clients.command import limits
+from clients.command.console import INTERRUPTED, Unavailable, print_diagnostic
+from clients.promises.one_reference import Identity, check_or_record
 from create_account import connect
-
-from .create_accounts import register
+from operations.batch import register
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -82,6 +81,6 @@ def cancel_at_first_signal() -> list[signal.Signals]:
 async def watch(resonate: Resonate, identity: Identity) -> None:
     """Ask the server regularly: an idle worker would not notice an outage or a newly accepted store otherwise."""
     while True:
-        await asyncio.sleep(outages.ANSWER_TIMEOUT_S)
+        await asyncio.sleep(limits.ANSWER_TIMEOUT_S)
         with contextlib.suppress(ResonateError):
             await check_or_record(resonate, identity)

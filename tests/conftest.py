@@ -35,8 +35,8 @@ import pytest
 import tigerbeetle as tb
 
 from clients.account import accounts_after, accounts_of, owner_of
-from clients.embedded_ledger import EmbeddedLedger
-from clients.postgres import TABLES
+from clients.stores.embedded_ledger import EmbeddedLedger
+from clients.stores.postgres import TABLES
 
 from .postgres import Postgres
 
@@ -77,12 +77,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
 def server(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command,
-            cwd=log.parent,
-            env=os.environ | env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            command, cwd=log.parent, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
             yield process
@@ -109,9 +104,7 @@ def format_ledger(directory: Path, *, development: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def tigerbeetle_replica(
-    directory: Path, port: int, *, development: bool = True
-) -> Iterator[subprocess.Popen[bytes]]:
+def tigerbeetle_replica(directory: Path, port: int, *, development: bool = True) -> Iterator[subprocess.Popen[bytes]]:
     address = [f"--addresses=127.0.0.1:{port}", *["--development"] * development]
     command = ["tigerbeetle", "start", *address, "0_0.tigerbeetle"]
     with server(command, directory / "tigerbeetle.log") as process:
@@ -125,9 +118,7 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def resonate_server(
-    directory: Path, port: int, redelivery_ms: int = 2000
-) -> Iterator[subprocess.Popen[bytes]]:
+def resonate_server(directory: Path, port: int, redelivery_ms: int = 2000) -> Iterator[subprocess.Popen[bytes]]:
     """Start a Resonate server with its promises in `directory`.
 
     `redelivery_ms`: when the server offers a task again that no process has accepted.
@@ -203,11 +194,11 @@ class World:
         return clean | {"PYTHONPATH": str(ROOT)} | self.env
 
     def start(self, uuid: str, **env: str) -> subprocess.Popen[str]:
-        """Start the command with the crash points of `child.py`, which explains the variables of `env`."""
-        self.witness.write_text("")
-        watched = {"WITNESS": str(self.witness)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
+        """Start the command with the crash points of `crash.py`, which explains the variables of `env`."""
+        self.steps_file.write_text("")
+        watched = {"STEPS_FILE": str(self.steps_file)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.child", "--", uuid],
+            [sys.executable, "-m", "tests.crash", "--", uuid],
             env=self.environ() | watched | env,
             cwd=self.directory,
             stdout=subprocess.PIPE,
@@ -222,7 +213,7 @@ class World:
             finally:
                 process.kill()
         assert "Traceback" not in err, err
-        return Run(process.returncode, out, err, self.witness.read_text().split())
+        return Run(process.returncode, out, err, self.steps_file.read_text().split())
 
     def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
         """Run the command to its end, or until it is killed at the point `crash`."""
@@ -232,9 +223,9 @@ class World:
         return run
 
     @contextlib.contextmanager
-    def held(self, uuid: str, point: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    def paused_at(self, uuid: str, point: str, **env: str) -> Iterator[subprocess.Popen[str]]:
         """Start the command and hold it at the point. It continues at the end of the block."""
-        process, file = self.start(uuid, HOLD=point, **env), self.witness.with_name("held")
+        process, file = self.start(uuid, PAUSE=point, **env), self.steps_file.with_name("paused")
         wait_until(file.exists)
         try:
             yield process
@@ -242,36 +233,28 @@ class World:
             file.unlink()
 
     @property
-    def witness(self) -> Path:
-        return self.directory / "witness"
+    def steps_file(self) -> Path:
+        return self.directory / "steps"
 
     # The contents of the stores. Other clients than those of the example read them.
 
     def sql(self, statement: str, *parameters: str) -> list[Any]:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(self.data / "accounts.db")) as db, db:
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
-            )
+            db.execute("CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)")
             return db.execute(statement, parameters).fetchall()
 
     def rows(self, uuid: str) -> list[str]:
         return [guid for (guid,) in self.sql("SELECT guid FROM accounts WHERE uuid = ?", uuid)]
 
     def accounts(self, uuid: str) -> list[str]:
-        return [
-            str(account.id)
-            for account in self.ledger(lambda client: client.query_accounts(accounts_of(uuid)))
-        ]
+        return [str(account.id) for account in self.ledger(lambda client: client.query_accounts(accounts_of(uuid)))]
 
     def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
         uuids = list(uuids)
 
         def ask(client: tb.ClientSync) -> dict[str, list[str]]:
-            return {
-                uuid: [str(account.id) for account in client.query_accounts(accounts_of(uuid))]
-                for uuid in uuids
-            }
+            return {uuid: [str(account.id) for account in client.query_accounts(accounts_of(uuid))] for uuid in uuids}
 
         def scan(client: tb.ClientSync) -> dict[str, list[str]]:
             owned: dict[int, list[str]] = {}
@@ -387,9 +370,7 @@ class ServerWorld(World):
         self.restart_resonate()
 
     def restart_resonate(self) -> None:
-        self.resonate = self.stack.enter_context(
-            resonate_server(self.promises, self.port, self.redelivery_ms)
-        )
+        self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port, self.redelivery_ms))
 
     def lose_promises(self) -> None:
         self.start_resonate()
@@ -433,9 +414,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture
 def postgres_world(tmp_path: Path, postgres: Postgres) -> EmbeddedPostgresWorld:
     """A world with the rows in PostgreSQL, and no other server."""
-    return EmbeddedPostgresWorld(
-        tmp_path, {"DATA_DIR": str(tmp_path / "data"), "REFERENCE_URL": postgres.database()}
-    )
+    return EmbeddedPostgresWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "REFERENCE_URL": postgres.database()})
 
 
 def quick_only(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
@@ -444,9 +423,7 @@ def quick_only(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
     return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-@pytest.fixture(
-    params=quick_only(["embedded", "postgres"], ["embedded", "postgres", "tigerbeetle", "servers"])
-)
+@pytest.fixture(params=quick_only(["embedded", "postgres"], ["embedded", "postgres", "tigerbeetle", "servers"]))
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     data = {"DATA_DIR": str(tmp_path / "data")}
     world: World
@@ -502,9 +479,7 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--seconds", type=float, default=3, help="seconds that test_storm.py and test_model.py run"
-    )
+    parser.addoption("--seconds", type=float, default=3, help="seconds that test_storm.py and test_model.py run")
     parser.addoption("--seed", type=int, default=random.randrange(2**32), help="seed of test_storm.py")
 
 

@@ -14,13 +14,13 @@ import contextlib
 import functools
 import inspect
 import itertools
-import sys
 from collections import deque
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import tigerbeetle as tb
 from resonate.error import ApplicationError, ServerError
@@ -28,15 +28,17 @@ from resonate.types import PromiseRecord, Value
 
 import create_account as real
 from clients.account import owner_of, promise_id
-from clients.claims import CLAIM, CODEC, Claims
-from clients.console import Halted, Unavailable
+from clients.command.console import Halted, Unavailable
 from clients.panic import Panic
-from clients.results import handle_of
-from clients.system_of_record import SystemOfRecord
-from clients.system_of_reference import SystemOfReference
+from clients.promises.claims import CLAIM, CODEC, Claims
+from clients.promises.reading import Promise
+from clients.promises.results import handle_of
+from clients.stores.system_of_record import SystemOfRecord
+from clients.stores.system_of_reference import SystemOfReference
 from operations import adopt
-from operations import create_accounts as real_batches
-from operations.state import Promise, Readers, read_state
+from operations import batch as real_batches
+from operations import create as starter
+from operations.reading import Readers, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable, Iterator
@@ -78,7 +80,10 @@ class Reference:
         return list(await Ask("rows", uuid, (guid,)))
 
     async def stage(self, uuid: str, guid: str) -> Any:
-        return await Ask("stage", uuid, guid)
+        while not await Ask("stage", uuid, guid):
+            if rows := await self.rows_of(uuid, guid):
+                return rows
+        return []
 
     async def find(self, uuid: str, guids: list[str]) -> Any:
         return list(await Ask("rows", uuid, tuple(guids)))
@@ -104,7 +109,7 @@ class Record:
 
     async def create(self, new: tb.Account) -> Any:
         [status] = await self.create_many([new])
-        return status
+        return None if status == Status.CREATED else await self.lookup(str(new.id))
 
     async def create_many(self, new: list[tb.Account]) -> Any:
         return list(await Ask("create", tuple((str(one.id), one.user_data_128) for one in new)))
@@ -160,9 +165,7 @@ class Sender:
         held = record_of(request.id, stored)
         # A state holds the reason of a rejection, not its text.
         return (
-            PromiseRecord(id=held.id, state=held.state, value=request.value, timeout_at=0)
-            if stored == value
-            else held
+            PromiseRecord(id=held.id, state=held.state, value=request.value, timeout_at=0) if stored == value else held
         )
 
 
@@ -253,7 +256,7 @@ def thawed(result: Any) -> Any:
 
 class Context:
     def __init__(self, id_: str) -> None:
-        self.info = SimpleNamespace(id=id_, timeout_at=0)
+        self.info = SimpleNamespace(id=id_, parent_id=id_, timeout_at=0)
         self.steps = 0
         self.timeout: Any = None
 
@@ -274,9 +277,7 @@ class Context:
         if recorded is not None:
             return thawed(recorded)
         result = step(self, *arguments)
-        return thawed(
-            await Ask("record", key, frozen(await result if inspect.isawaitable(result) else result))
-        )
+        return thawed(await Ask("record", key, frozen(await result if inspect.isawaitable(result) else result)))
 
 
 # -- Processes -------------------------------------------------------------
@@ -294,7 +295,7 @@ class Program:
     """The commands: a run, an adoption, `create_account.py` from its first read, and a batch."""
 
     def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
-        self._module, self._batches = module, batches
+        self._batches = batches
         self.workflows = {
             "create_account": module.create_account,
             "create_accounts": batches.create_accounts,
@@ -334,8 +335,9 @@ class Program:
         return SimpleNamespace(reference=Reference(), record=Record(), promises={"network": None})
 
     async def create(self, uuid: str) -> tuple[str, Any]:
+        resonate: Any = Resonate(self)
         try:
-            return "done", (uuid, await self._module.create(uuid, Resonate(self), self._clients()))
+            return "done", (uuid, await starter.create(uuid, resonate, self._clients()))
         except Halted:
             return "panic", None
         except Unavailable:
@@ -381,14 +383,14 @@ class Program:
 
     @contextlib.contextmanager
     def _stand_ins(self, process: Process) -> Iterator[None]:
-        """Generate this process's ids, await one request after another, and import this program's batches."""
-        ids, name = itertools.count(process.fresh, 10), real_batches.__name__
-        kept = tb.id, asyncio.gather, sys.modules[name]
-        tb.id, asyncio.gather, sys.modules[name] = lambda: next(ids), one_after_another, self._batches  # type: ignore[assignment]
-        try:
+        """Generate this process's ids, await one request after another, and use this program's batches."""
+        ids = itertools.count(process.fresh, 10)
+        with (
+            mock.patch.object(tb, "id", functools.partial(next, ids)),
+            mock.patch.object(asyncio, "gather", one_after_another),
+            mock.patch.object(starter, "complete", self._batches.complete),
+        ):
             yield
-        finally:
-            tb.id, asyncio.gather, sys.modules[name] = kept
 
 
 async def one_after_another(*requests: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -414,14 +416,10 @@ type Rows = frozenset[tuple[str, str]]
 class State:
     rows: Rows = frozenset()
     backups: frozenset[Rows] = frozenset()  # every earlier set of rows, if SQLite can be rolled back
-    accounts: tuple[
-        tuple[str, int], ...
-    ] = ()  # the oldest first: an account's timestamp is its position, from 1
+    accounts: tuple[tuple[str, int], ...] = ()  # the oldest first: an account's timestamp is its position, from 1
     promises: frozenset[tuple[str, Any]] = frozenset()
     processes: tuple[Process | None, ...] = (None, None)
-    late: frozenset[tuple[tuple[str, int], ...]] = (
-        frozenset()
-    )  # creates that were under way when their process died
+    late: frozenset[tuple[tuple[str, int], ...]] = frozenset()  # creates that were under way when their process died
     starts: int = 0
     started: frozenset[int] = frozenset()  # of a scope's batches and singles
     faults: frozenset[str] = frozenset()
@@ -591,10 +589,7 @@ def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
     yield from after_faults(program, state, scope)
     if None in state.processes and scope.batches:
         slot = state.processes.index(None)
-        once = [
-            *(("batch", batch) for batch in scope.batches),
-            *(("create", (uuid,)) for uuid in scope.singles),
-        ]
+        once = [*(("batch", batch) for batch in scope.batches), *(("create", (uuid,)) for uuid in scope.singles)]
         for number, (command, arguments) in enumerate(once, 1):
             if number not in state.started:
                 marked = replace(state, started=state.started | {number})
@@ -655,9 +650,7 @@ def violations_of_batches(state: State, scope: Scope) -> Iterator[str]:
             yield "claim of an ended batch"
 
 
-def explore(
-    scope: Scope, module: Any = real, until: str = "", batches: Any = real_batches
-) -> tuple[int, set[str]]:
+def explore(scope: Scope, module: Any = real, until: str = "", batches: Any = real_batches) -> tuple[int, set[str]]:
     """Return the number of states and the violated invariants. `until`: end when this invariant is violated."""
 
     async def main() -> tuple[int, set[str]]:
@@ -694,14 +687,4 @@ def load(source: str, name: str = "create_account") -> ModuleType:
 SOURCE = Path(real.__file__).read_text()
 BATCH_SOURCE = Path(real_batches.__file__).read_text()
 
-__all__ = [
-    "ANOTHER_HOST",
-    "BATCH_FAULTS",
-    "BATCH_SOURCE",
-    "FAULTS",
-    "SOURCE",
-    "Scope",
-    "explore",
-    "load",
-    "scope_of",
-]
+__all__ = ["ANOTHER_HOST", "BATCH_FAULTS", "BATCH_SOURCE", "FAULTS", "SOURCE", "Scope", "explore", "load", "scope_of"]

@@ -179,9 +179,7 @@ class Postgres:
     def full_disk(self, database: str) -> Iterator[None]:
         """Answer each write with the error of a full disk."""
         body = "BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = '53100'; END"
-        self.execute(
-            f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$", database
-        )
+        self.execute(f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$", database)
         on = "BEFORE INSERT ON accounts EXECUTE FUNCTION full_disk()"
         self.execute(f"CREATE TRIGGER full_disk {on}", database)
         try:

@@ -12,7 +12,7 @@ import sys
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
-from .child import set_limits
+from .crash import set_limits
 
 IN_FLIGHT = 64
 
@@ -24,9 +24,7 @@ async def main(prefix: str, count: int) -> None:
 
         async def create(uuid: str) -> None:
             async with places:
-                promise = resonate.options(timeout=DEADLINE).run(
-                    f"create-account-{uuid}", create_account, uuid
-                )
+                promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
                 account = await promise.result()
                 print(account["uuid"], account["guid"], flush=True)
 

@@ -21,20 +21,14 @@ from resonate.connections import HttpConnection, LocalConnection, SSEConnection
 from resonate.connections.local import OutgoingMessage
 from resonate.connections.sse import SseFramer
 from resonate.context import Context
-from resonate.error import (
-    ApplicationError,
-    ConnectorError,
-    PlatformError,
-    SerializationError,
-    ServerError,
-)
+from resonate.error import ApplicationError, ConnectorError, PlatformError, SerializationError, ServerError
 from resonate.heartbeat import NoopHeartbeat
 from resonate.resonate import Resonate
 from resonate.retry import ExponentialBackoff, Never
 from resonate.testing import FakeClock, ManualSleeper, RecordingSleeper
 
-from clients import resonate_server
-from clients.resonate_server import Messages
+from clients.promises import server as resonate_server
+from clients.promises.server import Messages
 from create_account import DEADLINE, create_account
 from operations.backfill import SINGLE_RUNS_MAX
 
@@ -99,12 +93,7 @@ def offer(id_: str) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def sdk(server: Server, **options: Any) -> AsyncIterator[Resonate]:
-    defaults: dict[str, Any] = {
-        "network": server,
-        "subscription_refresh_secs": 0,
-        "retry_policy": Never(),
-        "env": {},
-    }
+    defaults: dict[str, Any] = {"network": server, "subscription_refresh_secs": 0, "retry_policy": Never(), "env": {}}
     resonate = Resonate(**(defaults | options))
     try:
         yield resonate

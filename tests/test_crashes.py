@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from .child import POINTS, STEPS
 from .conftest import HANG_S, ServerWorld, World, quick_only
+from .crash import POINTS, STEPS
 
 #: Points in steps that are not recorded yet. A rerun reaches them again.
-IN_A_STEP = [
-    point for point in POINTS if point.startswith(("before effect", "after effect", "before record"))
-]
+IN_A_STEP = [point for point in POINTS if point.startswith(("before write", "after write", "before save"))]
 
 
 def left_to_do(crash: str) -> list[str]:
     """Return the steps whose results were not recorded before the crash."""
-    return [step for step in STEPS if POINTS.index(crash) < POINTS.index(f"after record {step}")]
+    return [step for step in STEPS if POINTS.index(crash) < POINTS.index(f"after save {step}")]
 
 
 def assert_survived(world: World, user: str, crash: str) -> None:
@@ -28,15 +26,15 @@ def assert_survived(world: World, user: str, crash: str) -> None:
     assert world.rows(user) == world.accounts(user) == [run.guid]
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 3"], POINTS))
+@pytest.mark.parametrize("crash", quick_only(["after write 3"], POINTS))
 def test_rerun_resumes_after_a_kill(world: World, user: str, crash: str) -> None:
     killed = world.run(user, crash=crash)
     assert killed.out == ""
     assert_survived(world, user, crash)
 
 
-# Not "after effect 2": a row that was written is not written again.
-@pytest.mark.parametrize("crash", [point for point in IN_A_STEP if point != "after effect 2"])
+# Not "after write 2": a row that was written is not written again.
+@pytest.mark.parametrize("crash", [point for point in IN_A_STEP if point != "after write 2"])
 @pytest.mark.slow
 def test_rerun_resumes_after_two_kills_at_the_same_point(world: World, user: str, crash: str) -> None:
     world.run(user, crash=crash)
@@ -56,5 +54,5 @@ def test_rerun_resumes_after_a_kill_at_each_point_in_turn(world: World, user: st
 def test_run_takes_over_although_the_server_does_not_offer_the_task_again(world: World, user: str) -> None:
     if isinstance(world, ServerWorld):
         world.start_resonate(redelivery_ms=10 * HANG_S * 1000)
-    world.run(user, crash="before effect 3")
-    assert_survived(world, user, "before effect 3")
+    world.run(user, crash="before write 3")
+    assert_survived(world, user, "before write 3")

@@ -73,36 +73,29 @@ def resumed(world: World, user: str, crash: str, days: int) -> list[str]:
 
 @DAYS
 def test_crash_after_sqlite_before_tigerbeetle(world: World, user: str, days: int) -> None:
-    assert resumed(world, user, "after record 2", days) == ["3"]
+    assert resumed(world, user, "after save 2", days) == ["3"]
 
 
 @DAYS
-def test_crash_after_tigerbeetle_committed_before_the_result_was_recorded(
-    world: World, user: str, days: int
-) -> None:
-    assert resumed(world, user, "after effect 3", days) == ["3"]
+def test_crash_after_tigerbeetle_committed_before_the_result_was_recorded(world: World, user: str, days: int) -> None:
+    assert resumed(world, user, "after write 3", days) == ["3"]
 
 
 @DAYS
 def test_crash_after_tigerbeetle_result_recorded(world: World, user: str, days: int) -> None:
-    assert resumed(world, user, "after record 3", days) == []
+    assert resumed(world, user, "after save 3", days) == []
 
 
 @pytest.mark.parametrize(
     ("crash", "held"),
-    [
-        ("after record 2", "does not hold"),
-        pytest.param("after record 3", "holds", marks=pytest.mark.slow),
-    ],
+    [("after save 2", "does not hold"), pytest.param("after save 3", "holds", marks=pytest.mark.slow)],
 )
 def test_lost_promises_with_a_staged_row_panic(world: World, user: str, crash: str, held: str) -> None:
     world.run(user, crash=crash)
     world.lose_promises()
     [staged] = world.rows(user)
     accounts = world.accounts(user)
-    assert_halted(
-        world, user, f"{world.reference} exists_diff", f"with guid {staged}, which TigerBeetle {held}"
-    )
+    assert_halted(world, user, f"{world.reference} exists_diff", f"with guid {staged}, which TigerBeetle {held}")
     assert world.rows(user) == [staged]
     assert world.accounts(user) == accounts
 
@@ -154,7 +147,7 @@ def test_lost_sqlite_and_promises_panic_and_create_no_second_account(world: Worl
     assert world.accounts(user) == [guid], "a second account"
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 3"], ["after record 2", "after effect 3"]))
+@pytest.mark.parametrize("crash", quick_only(["after write 3"], ["after save 2", "after write 3"]))
 def test_row_that_vanishes_before_the_commit_panics(world: World, user: str, crash: str) -> None:
     world.run(user, crash=crash)
     [guid] = world.rows(user)
@@ -168,7 +161,7 @@ def test_row_that_vanishes_before_the_commit_panics(world: World, user: str, cra
 @pytest.mark.slow
 def test_account_with_another_guid_than_the_staged_one_panics(world: World, user: str) -> None:
     """SQLite was restored from a backup, and another attempt committed. To commit would create a second account."""
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     [staged] = world.rows(user)
     world.lose_sqlite()
     committed = str(tb.id())
@@ -182,10 +175,7 @@ def test_account_with_another_guid_than_the_staged_one_panics(world: World, user
 def test_one_of_two_promises_for_one_uuid_panics(world: World, user: str) -> None:
     async def race() -> list[Any]:
         async with connect(Settings.read(world.env)) as (resonate, _):
-            started = [
-                resonate.options(timeout=DEADLINE).run(f"{name}-{user}", create_account, user)
-                for name in "ab"
-            ]
+            started = [resonate.options(timeout=DEADLINE).run(f"{name}-{user}", create_account, user) for name in "ab"]
             return await asyncio.gather(*(promise.result() for promise in started), return_exceptions=True)
 
     winner, loser = sorted(asyncio.run(race()), key=lambda result: isinstance(result, Panic))
@@ -195,11 +185,9 @@ def test_one_of_two_promises_for_one_uuid_panics(world: World, user: str) -> Non
 
 
 @pytest.mark.parametrize("uuid", ["this uuid", "another uuid"])
-def test_row_that_is_staged_between_read_and_write_is_not_overwritten(
-    world: World, user: str, uuid: str
-) -> None:
+def test_row_that_is_staged_between_read_and_write_is_not_overwritten(world: World, user: str, uuid: str) -> None:
     guid, owner = str(tb.id()), user if uuid == "this uuid" else f"{user}-other"
-    with world.held(user, "before effect 2", GUID="" if owner == user else guid) as process:
+    with world.paused_at(user, "before write 2", GUID="" if owner == user else guid) as process:
         world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", owner, guid)
     run = world.finish(process)
     assert run.status == 98
@@ -269,7 +257,7 @@ def test_a_pending_workflow_ends_as_the_version_that_it_began_as(world: World, u
             new = await start(f"create-account-{user}-2", version_2, f"{user}-2").result()
             return old["guid"], new["guid"]
 
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     assert asyncio.run(deploy()) == (world.rows(user)[0], "of version 2")
     assert world.accounts(user) == world.rows(user)
 

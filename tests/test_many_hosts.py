@@ -34,7 +34,7 @@ def test_the_move_to_postgresql_works_as_written(tmp_path: Path, postgres: Postg
         world.env["TB_ADDRESS"] = world.stack.enter_context(tigerbeetle_server(tmp_path))
         world.start_resonate()
         before = world.run(user).guid
-        world.run(f"{user}-pending", crash="after effect 2")
+        world.run(f"{user}-pending", crash="after write 2")
         [pending] = world.rows(f"{user}-pending")
         world.env["REFERENCE_URL"] = postgres.database()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -84,15 +84,11 @@ def test_each_replica_has_its_own_number_address_and_volume() -> None:
 def test_workers_share_no_file_and_use_the_services() -> None:
     for worker in WORKERS:
         assert "volumes" not in worker
-        env = {
-            name: re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text) for name, text in worker["environment"].items()
-        }
+        env = {name: re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text) for name, text in worker["environment"].items()}
         settings = Settings.read(env)
         assert settings.reference_url == "postgresql://postgres:secret@postgres:5432/accounts"
         assert settings.resonate_url == "http://resonate:8001"
         assert settings.tb_address == REPLICAS[0]["environment"]["ADDRESSES"]
         assert set(worker["depends_on"]) == set(SERVICES) - {"worker-1", "worker-2"}
-    assert SERVICES["resonate"]["environment"]["RESONATE_STORAGE__POSTGRES__URL"].endswith(
-        "@postgres:5432/resonate"
-    )
+    assert SERVICES["resonate"]["environment"]["RESONATE_STORAGE__POSTGRES__URL"].endswith("@postgres:5432/resonate")
     assert COMPOSE["configs"]["resonate-database"]["content"] == "CREATE DATABASE resonate;"

@@ -31,34 +31,28 @@ import hypothesis.strategies as st
 import pytest
 import tigerbeetle as tb
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from resonate.resonate import Resonate
 
-from clients import claims
 from clients.account import owner_of, promise_id
-from clients.claims import batch_of
-from clients.console import Unavailable, log_to_stderr
+from clients.command.console import Unavailable, log_to_stderr
 from clients.opening import Clients
 from clients.panic import Panic
-from clients.results import handle_of, read
+from clients.promises import claims
+from clients.promises.claims import batch_of
+from clients.promises.results import handle_of, read
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
-from operations.create_accounts import complete, create_batch
+from operations.batch import complete, create_batch
 
-from .child import BATCH_POINTS, BATCH_STEPS, POINTS, STEPS, watch, watch_batch
 from .conftest import EmbeddedPostgresWorld, EmbeddedWorld, ServerWorld, World, needs
+from .crash import BATCH_POINTS, BATCH_STEPS, POINTS, STEPS, watch, watch_batch
 
 # -- One run, in a process of its own --------------------------------------
 
 #: Forks processes from one that has imported the modules already.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["create_account", "tests.child", "tests.test_model"])
+PROCESSES.set_forkserver_preload(["create_account", "tests.crash", "tests.test_model"])
 
 
 async def attempt(promise: str, uuid: str, resonate: Resonate, clients: Clients) -> str:
@@ -146,7 +140,7 @@ class Process:
     crash: str = ""  # one of POINTS
     batch_crash: str = ""  # one of BATCH_POINTS
     locked: str = ""
-    sent: Counter[str] = field(default_factory=Counter)  # requests of batches, by effect
+    sent: Counter[str] = field(default_factory=Counter)  # requests of batches, by write
 
     def reach(self, point: str) -> None:
         if point == self.crash:
@@ -156,10 +150,10 @@ class Process:
         if point == self.batch_crash:
             raise Stop("killed")
 
-    def send(self, effect: str) -> None:
-        self.sent[effect] += 1
-        if self.sent[effect] == 2:
-            self.reach_in_batch(f"between effect {effect}")
+    def send(self, write: str) -> None:
+        self.sent[write] += 1
+        if self.sent[write] == 2:
+            self.reach_in_batch(f"between write {write}")
 
 
 @dataclass
@@ -185,9 +179,7 @@ class Oracle:
     embedded_promises: bool
     reference: str
     rows: dict[str, str] = field(default_factory=dict)
-    accounts: dict[str, str] = field(
-        default_factory=dict
-    )  # the owner's uuid by guid; "" for a foreign account
+    accounts: dict[str, str] = field(default_factory=dict)  # the owner's uuid by guid; "" for a foreign account
     promises: dict[str, Promise] = field(default_factory=dict)
     batches: dict[tuple[str, ...], Batch] = field(default_factory=dict)  # by their uuids
 
@@ -242,10 +234,10 @@ class Oracle:
             if step not in promise.recorded:
                 guid = promise.guid or next(process.guids)
                 result = self._step(step, guid, uuid, process)
-                process.reach(f"before record {step}")
+                process.reach(f"before save {step}")
                 promise.recorded[step] = result
                 promise.guid = guid
-                process.reach(f"after record {step}")
+                process.reach(f"after save {step}")
             if promise.recorded[step]:
                 return promise.recorded[step]
         return f"created {promise.guid}"
@@ -258,14 +250,14 @@ class Oracle:
             "3": conflict in ("", "TigerBeetle exists_diff"),
         }
         if writes[step]:
-            process.reach(f"before effect {step}")
+            process.reach(f"before write {step}")
             if (step, process.locked) in (("2", "accounts.db"), ("3", "ledger.db")):
                 raise Stop("unavailable")
             if step == "2":
                 self.rows[uuid] = guid
             if step == "3":
                 self.accounts.setdefault(guid, uuid)
-            process.reach(f"after effect {step}")
+            process.reach(f"after write {step}")
         return conflict
 
     def _conflict(self, step: str, guid: str, uuid: str) -> str:
@@ -300,23 +292,21 @@ class Oracle:
                 reach(f"after create {step}")
             if step not in batch.recorded:
                 result = self._batch_step(step, uuids, batch.recorded, process)
-                reach(f"before record {step}")
+                reach(f"before save {step}")
                 batch.recorded[step] = result
-                reach(f"after record {step}")
+                reach(f"after save {step}")
             if batch.recorded["1"] == []:
                 break
         reach("before settle the promise")
         batch.settled = True
         reach("after settle the promise")
 
-    def _batch_step(
-        self, step: str, uuids: tuple[str, ...], recorded: dict[str, Any], process: Process
-    ) -> Any:
+    def _batch_step(self, step: str, uuids: tuple[str, ...], recorded: dict[str, Any], process: Process) -> Any:
         """Return the claimed uuids, their guids, the conflicts of the rows, or those of the accounts."""
         claimed, guids = recorded.get("1", []), recorded.get("2", {})
         conflicts: dict[str, str] = recorded.get("3", {}) | recorded.get("4", {})
         to_commit = {uuid: guid for uuid, guid in guids.items() if uuid not in conflicts}
-        process.reach_in_batch(f"before effect {step}")
+        process.reach_in_batch(f"before write {step}")
         result: Any = None
         match step:
             case "1":
@@ -347,12 +337,12 @@ class Oracle:
                     promise.guid = guids[uuid]
                     promise.settled = conflicts.get(uuid) or f"created {promise.guid}"
                     self._send("5", process)
-        process.reach_in_batch(f"after effect {step}")
+        process.reach_in_batch(f"after write {step}")
         return result
 
-    def _send(self, effect: str, process: Process) -> None:
+    def _send(self, write: str, process: Process) -> None:
         if not self.embedded_promises:  # else all promises are written in one transaction
-            process.send(effect)
+            process.send(write)
 
 
 # -- Histories -------------------------------------------------------------
@@ -395,9 +385,7 @@ class History(RuleBasedStateMachine):
         self.world = type(self).new_world(self.directory)
         self.world.data.mkdir(mode=0o700)
         self.embedded = isinstance(self.world, EmbeddedWorld)
-        self.oracle = Oracle(
-            embedded_promises=not isinstance(self.world, ServerWorld), reference=self.world.reference
-        )
+        self.oracle = Oracle(embedded_promises=not isinstance(self.world, ServerWorld), reference=self.world.reference)
         self.backup: dict[str, str] | None = None
         self.planned = [str(tb.id()) for _ in range(GUIDS)]
         self.days = self.mischief = 0
@@ -420,21 +408,15 @@ class History(RuleBasedStateMachine):
     @rule(users=st.sampled_from(LISTS), crash=st.sampled_from(["", "", *BATCH_POINTS]))
     def backfill(self, users: str, crash: str) -> None:
         uuids = tuple(f"{self.name}-{user}" for user in users)
-        # A single run also stages with the function at which a batch passes its effect 3.
-        crash_of_single_run = crash.replace("3", "2") if crash.endswith("effect 3") else ""
+        # A single run also stages with the function at which a batch passes its write 3.
+        crash_of_single_run = crash.replace("3", "2") if crash.endswith("write 3") else ""
         process = Process(iter(self.planned), crash=crash_of_single_run, batch_crash=crash)
         expected = self.oracle.backfill(uuids, process)
         self.check(expected, crash, watch_batch, backfill, *uuids)
 
     def check(self, expected: str, crash: str, *what: Any, **env: str) -> None:
         """Run the process, and check that it has the expected outcome."""
-        env = {
-            "CRASH": crash,
-            "GUID": ",".join(self.planned),
-            "CLOCK_DAYS": str(self.days),
-            "LEASE": "1",
-            **env,
-        }
+        env = {"CRASH": crash, "GUID": ",".join(self.planned), "CLOCK_DAYS": str(self.days), "LEASE": "1", **env}
         assert run(self.world.environ() | env, *what) == expected
         for outcome in expected.split(", "):
             kind = "created" if outcome.startswith("created") else outcome
@@ -442,9 +424,7 @@ class History(RuleBasedStateMachine):
         self.planned = [str(tb.id()) for _ in range(GUIDS)]
 
     @precondition(lambda self: self.embedded)
-    @rule(
-        user=st.sampled_from(USERS), second=st.booleans(), file=st.sampled_from(["accounts.db", "ledger.db"])
-    )
+    @rule(user=st.sampled_from(USERS), second=st.booleans(), file=st.sampled_from(["accounts.db", "ledger.db"]))
     def run_while_a_store_is_locked(self, user: str, second: bool, file: str) -> None:  # noqa: FBT001
         if (self.world.data / file).exists():
             with locked(self.world.data / file):
@@ -524,9 +504,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("on", ["embedded", "postgres", "tigerbeetle", "servers"])
-def test_stores_agree_with_the_model(
-    on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest
-) -> None:
+def test_stores_agree_with_the_model(on: str, pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
     address = "" if on in ("embedded", "postgres") else request.getfixturevalue("tb_address")
     if on == "servers":
         needs("resonate")

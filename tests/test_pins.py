@@ -16,8 +16,7 @@ from .conftest import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = {
-    canonicalize_name(pin.name): pin
-    for pin in map(Requirement, PYPROJECT["tool"]["uv"]["constraint-dependencies"])
+    canonicalize_name(pin.name): pin for pin in map(Requirement, PYPROJECT["tool"]["uv"]["constraint-dependencies"])
 }
 #: The project itself, and what an environment may bring.
 NOT_PINNED = {"create-account", "pip", "setuptools", "uv", "wheel"}
@@ -37,21 +36,16 @@ def test_each_pin_is_exact() -> None:
 
 def test_the_hashed_file_for_pip_has_the_pins_that_uv_reads() -> None:
     text = (ROOT / "constraints.txt").read_text()
-    requirements = [
-        Requirement(line.rstrip("\\ ")) for line in text.splitlines() if re.match(r"[a-z0-9]", line)
-    ]
+    requirements = [Requirement(line.rstrip("\\ ")) for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
     exported = {
-        canonicalize_name(requirement.name): (requirement.specifier, requirement.marker)
-        for requirement in requirements
+        canonicalize_name(requirement.name): (requirement.specifier, requirement.marker) for requirement in requirements
     }
     assert exported == {name: (pin.specifier, pin.marker) for name, pin in PINS.items()}
 
 
 def test_each_pin_in_the_hashed_file_has_a_hash() -> None:
     text = (ROOT / "constraints.txt").read_text()
-    entries = re.findall(
-        r"^[a-z0-9][^\n]*\\\n(?:    --hash=sha256:[0-9a-f]{64}[ \\]*\n?)+", text, re.MULTILINE
-    )
+    entries = re.findall(r"^[a-z0-9][^\n]*\\\n(?:    --hash=sha256:[0-9a-f]{64}[ \\]*\n?)+", text, re.MULTILINE)
     assert len(entries) == len(PINS)
 
 

@@ -14,18 +14,9 @@ import pytest
 
 import create_account
 from clients import settings
-from clients.console import HALTED, INTERRUPTED
+from clients.command.console import HALTED, INTERRUPTED
 
-from .conftest import (
-    ROOT,
-    VARIABLES,
-    ServerWorld,
-    needs,
-    tigerbeetle_server,
-    wait_until,
-)
-
-LINES_MAX = 200
+from .conftest import ROOT, VARIABLES, ServerWorld, needs, tigerbeetle_server, wait_until
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,11 +109,6 @@ def test_every_setting_is_explained() -> None:
         assert f"\n| {status} |" in README
 
 
-@pytest.mark.parametrize("file", ["README.md", "create_account.py"])
-def test_a_file_that_newcomers_read_is_short(file: str) -> None:
-    assert len((ROOT / file).read_text().splitlines()) <= LINES_MAX
-
-
 def prose(document: Path) -> str:
     """Return the text without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -164,10 +150,6 @@ def test_a_relative_link_resolves(document: str, link: str) -> None:
 )
 def test_a_command_that_the_documents_name_exists(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "operations", command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "operations", command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

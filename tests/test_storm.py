@@ -60,9 +60,7 @@ def test_accounts_survive_kills_at_random(world: World, user: str, pytestconfig:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-            for line in output.read_text().split("\n")[
-                :-1
-            ]:  # text after the last newline was cut off by the kill
+            for line in output.read_text().split("\n")[:-1]:  # text after the last newline was cut off by the kill
                 if line.startswith(prefix):
                     uuid, guid = line.split()
                     assert done.setdefault(uuid, guid) == guid, f"{uuid} was {done[uuid]} and is {guid}"

@@ -31,22 +31,14 @@ class Cluster:
         self.addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in range(3))
         for number in range(3):
             identity = ["--cluster=0", f"--replica={number}", "--replica-count=3", "--development"]
-            subprocess.run(
-                ["tigerbeetle", "format", *identity, self._file(number)], check=True, capture_output=True
-            )
+            subprocess.run(["tigerbeetle", "format", *identity, self._file(number)], check=True, capture_output=True)
         self.replicas = [self.start(number) for number in range(3)]
 
     def _file(self, number: int) -> str:
         return str(self._directory / f"0_{number}.tigerbeetle")
 
     def start(self, number: int) -> subprocess.Popen[bytes]:
-        command = [
-            "tigerbeetle",
-            "start",
-            f"--addresses={self.addresses}",
-            "--development",
-            self._file(number),
-        ]
+        command = ["tigerbeetle", "start", f"--addresses={self.addresses}", "--development", self._file(number)]
         return self._stack.enter_context(server(command, self._directory / f"replica-{number}.log"))
 
 
@@ -82,9 +74,7 @@ def world(tmp_path: Path) -> Iterator[PostgresServerWorld]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", [False, True], ids=["", "with a worker on a wrong database"])
-def test_accounts_survive_kills_of_workers_and_servers(
-    world: PostgresServerWorld, user: str, *, wrong: bool
-) -> None:
+def test_accounts_survive_kills_of_workers_and_servers(world: PostgresServerWorld, user: str, *, wrong: bool) -> None:
     cluster = Cluster(world.directory, world.stack)
     postgres = world.stack.enter_context(Postgres().started())
     world.env |= {"TB_ADDRESS": cluster.addresses, "REFERENCE_URL": postgres.database()}
@@ -135,9 +125,7 @@ def test_accounts_survive_kills_of_workers_and_servers(
 
     guids = asyncio.run(main())
     assert list(guids) == uuids
-    assert {
-        uuid: guid for uuid, guid in world.sql("SELECT uuid, guid FROM accounts") if uuid != user
-    } == guids
+    assert {uuid: guid for uuid, guid in world.sql("SELECT uuid, guid FROM accounts") if uuid != user} == guids
     assert world.all_accounts(uuids) == {uuid: [guid] for uuid, guid in guids.items()}
     total = COUNT + 1
     assert script(world, "audit").stdout == f"clean; {total} accounts, {total} rows, 0 in progress\n"

@@ -6,12 +6,7 @@ import subprocess
 import sys
 from typing import IO
 
-from ..conftest import (
-    HANG_S,
-    ROOT,
-    Run,
-    World,
-)
+from ..conftest import HANG_S, ROOT, Run, World
 
 COMMAND = [sys.executable, str(ROOT / "create_account.py")]
 EMBEDDED = "embedded "

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..conftest import (
-    World,
-    free_port,
-    quick_only,
-)
+from ..conftest import World, free_port, quick_only
 from .commands import command
 
 INVALID: list[list[str]] = [
@@ -47,11 +43,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "uuid",
-    quick_only(HOSTILE[:1], HOSTILE),
-    ids=ascii,
-)
+@pytest.mark.parametrize("uuid", quick_only(HOSTILE[:1], HOSTILE), ids=ascii)
 def test_hostile_input_is_data(world: World, uuid: str, user: str) -> None:
     uuid = uuid[: 256 - len(user)] + user  # the tests share a ledger
     first, again = command(world, "--", uuid), command(world, "--", uuid)

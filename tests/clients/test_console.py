@@ -13,12 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import (
-    HANG_S,
-    World,
-    free_port,
-    wait_until,
-)
+from ..conftest import HANG_S, World, free_port, wait_until
 from .commands import COMMAND, EMBEDDED, assert_unavailable, command
 
 
@@ -63,7 +58,7 @@ class Waiting:
         self._stderr = self.world.directory / "stderr"
         with self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.child", "u"],
+                [sys.executable, "-m", "tests.crash", "u"],
                 env=self.world.environ() | {"FIRST_ANSWER": str(10 * HANG_S)} | self.env,
                 cwd=self.world.directory,
                 stdout=subprocess.PIPE,

@@ -23,7 +23,7 @@ import tigerbeetle as tb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.embedded_ledger import EmbeddedLedger
+from clients.stores.embedded_ledger import EmbeddedLedger
 
 from ..conftest import EmbeddedLedgerSync
 
@@ -70,8 +70,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "ID_MUST_NOT_BE_ZERO": {"id": 0},
     "ID_MUST_NOT_BE_INT_MAX": {"id": MAX},
     "FLAGS_ARE_MUTUALLY_EXCLUSIVE": {
-        "flags": tb.AccountFlags.DEBITS_MUST_NOT_EXCEED_CREDITS
-        | tb.AccountFlags.CREDITS_MUST_NOT_EXCEED_DEBITS
+        "flags": tb.AccountFlags.DEBITS_MUST_NOT_EXCEED_CREDITS | tb.AccountFlags.CREDITS_MUST_NOT_EXCEED_DEBITS
     },
     "DEBITS_PENDING_MUST_BE_ZERO": {"debits_pending": MAX},
     "DEBITS_POSTED_MUST_BE_ZERO": {"debits_posted": 1},
@@ -119,10 +118,7 @@ class Side:
         return [self._number(id_) for id_ in argument]
 
     def _fields(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {
-            field: self._number(value, 64 if field == "user_data_64" else 128)
-            for field, value in given.items()
-        }
+        return {field: self._number(value, 64 if field == "user_data_64" else 128) for field, value in given.items()}
 
     def _number(self, value: Any, width: int = 128) -> Any:
         match value:
@@ -139,8 +135,7 @@ class Side:
         starts = {
             result.timestamp - index
             for index, result in enumerate(results)
-            if result.status
-            != tb.CreateAccountStatus.EXISTS  # an existing account has the time of its creation
+            if result.status != tb.CreateAccountStatus.EXISTS  # an existing account has the time of its creation
         }
         assert len(starts) <= 1, results
         for start in starts:
@@ -154,10 +149,7 @@ class Side:
 def ledgers(tb_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ask, Ask]]:
     """The real TigerBeetle and the embedded ledger. `REOPEN` closes the embedded ledger and opens it again."""
     directory = tmp_path_factory.mktemp("embedded")
-    with (
-        tb.ClientSync(cluster_id=0, replica_addresses=tb_address) as client,
-        asyncio.Runner() as runner,
-    ):
+    with tb.ClientSync(cluster_id=0, replica_addresses=tb_address) as client, asyncio.Runner() as runner:
         ledger = runner.run(EmbeddedLedger(directory).open())
 
         def ask_real(name: str, argument: Any) -> Any:
@@ -208,9 +200,7 @@ REFUSED = tb.AccountFlags.LINKED | tb.AccountFlags.IMPORTED
 
 
 def weighted[T](*choices: tuple[int, st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
-    return st.sampled_from([choice for weight, choice in choices for _ in range(weight)]).flatmap(
-        lambda choice: choice
-    )
+    return st.sampled_from([choice for weight, choice in choices for _ in range(weight)]).flatmap(lambda choice: choice)
 
 
 def fields(names: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -219,9 +209,7 @@ def fields(names: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict
 
 
 def up_to(count: int, parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.lists(parts, max_size=count).map(
-        lambda chosen: {name: part[name] for part in chosen for name in part}
-    )
+    return st.lists(parts, max_size=count).map(lambda chosen: {name: part[name] for part in chosen for name in part})
 
 
 def edges(bits: int, *more: Any) -> st.SearchStrategy[Any]:
@@ -289,9 +277,9 @@ creations = weighted((6, st.lists(accounts, max_size=8)), (2, many_accounts), (1
     lambda argument: ("create_accounts", argument)
 )
 lookups = st.lists(looked_up, max_size=8).map(lambda argument: ("lookup_accounts", argument))
-queries = weighted(
-    (15, filters), (1, st.sampled_from(FILTER_OVERFLOWS).map(lambda overflow: dict([overflow])))
-).map(lambda argument: ("query_accounts", argument))
+queries = weighted((15, filters), (1, st.sampled_from(FILTER_OVERFLOWS).map(lambda overflow: dict([overflow])))).map(
+    lambda argument: ("query_accounts", argument)
+)
 sequences = st.builds(
     lambda first, rest: [first, *rest],
     creations,
@@ -415,9 +403,7 @@ def test_conflicting_account_gets_its_status_and_changes_nothing(ledger: tb.Clie
 
 
 def test_account_is_stored_with_all_its_fields(ledger: tb.ClientSync) -> None:
-    largest = {
-        field: 2 ** WIDTHS[field] - 1 for field in WIDTHS if field.startswith(("user", "ledger", "code"))
-    }
+    largest = {field: 2 ** WIDTHS[field] - 1 for field in WIDTHS if field.startswith(("user", "ledger", "code"))}
     asked = [account(**largest, flags=tb.AccountFlags.HISTORY), account(id=MAX - 1)]
     created = ledger.create_accounts(asked)
     kept = [replace(one, timestamp=result.timestamp) for one, result in zip(asked, created, strict=True)]
@@ -473,18 +459,14 @@ def test_linked_and_imported_accounts_are_refused(ledger: tb.ClientSync, flag: t
 
 
 @pytest.mark.parametrize(("field", "value"), ACCOUNT_OVERFLOWS)
-def test_account_with_a_number_that_is_too_large_is_refused(
-    ledger: tb.ClientSync, field: str, value: int
-) -> None:
+def test_account_with_a_number_that_is_too_large_is_refused(ledger: tb.ClientSync, field: str, value: int) -> None:
     with pytest.raises(tb.IntegerOverflowError, match=f"{field}=={value} "):
         ledger.create_accounts([account(), account(**{field: value})])
     assert everything(ledger) == []
 
 
 @pytest.mark.parametrize(("field", "value"), FILTER_OVERFLOWS)
-def test_filter_with_a_number_that_is_too_large_is_refused(
-    ledger: tb.ClientSync, field: str, value: int
-) -> None:
+def test_filter_with_a_number_that_is_too_large_is_refused(ledger: tb.ClientSync, field: str, value: int) -> None:
     with pytest.raises(tb.IntegerOverflowError, match=f"{field}=={value} "):
         ledger.query_accounts(query(**{field: value}))
 

@@ -6,9 +6,7 @@ import fcntl
 
 import pytest
 
-from ..conftest import (
-    World,
-)
+from ..conftest import World
 from .commands import assert_unavailable, command
 
 
@@ -17,6 +15,4 @@ def test_promises_in_use_by_another_process_are_refused(embedded_world: World) -
     embedded_world.directory.joinpath("promises.lock").write_text("4711")
     with embedded_world.directory.joinpath("promises.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert_unavailable(
-            command(embedded_world, "u", env={"DATA_DIR": "."}), "process 4711", "RESONATE_URL"
-        )
+        assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "."}), "process 4711", "RESONATE_URL")

@@ -20,20 +20,17 @@ OLD_VERSIONS = ["python3.8", "python3.9", "python3.10", "python3.11"]
 FIRST_FILES = [
     "create_account.py",
     "clients/__init__.py",
-    "clients/console.py",
+    "clients/command/console.py",
     "operations/__init__.py",
     "operations/__main__.py",
-    "benchmarks/run.py",
+    "tests/benchmark.py",
 ]
 
 COMMANDS = [
     ["create_account.py", "u"],
-    ["-m", "benchmarks.run"],
+    ["-m", "tests.benchmark"],
     *(["-m", "operations", *arguments] for arguments in (["check", "u"], ["audit"], ["adopt", "u"])),
-    *(
-        ["-m", "operations", *arguments]
-        for arguments in (["backfill"], ["worker"], ["halted"], ["reference"], [])
-    ),
+    *(["-m", "operations", *arguments] for arguments in (["backfill"], ["worker"], ["halted"], ["reference"], [])),
 ]
 
 

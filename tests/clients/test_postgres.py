@@ -84,9 +84,7 @@ def test_unavailable_server_ends_the_run_with_one_line(
         postgres.url(database, f"limited_{database}"): "raise the connection limit",
         read_only: "accepts no writes",
     }.items():
-        run = postgres_world.run(
-            user, REFERENCE_URL=url, PATIENCE=SHORT_TIMEOUT_S, FIRST_ANSWER=SHORT_TIMEOUT_S
-        )
+        run = postgres_world.run(user, REFERENCE_URL=url, PATIENCE=SHORT_TIMEOUT_S, FIRST_ANSWER=SHORT_TIMEOUT_S)
         assert_gave_up(run, words)
         assert PASSWORD not in run.err
     assert_resumes(postgres_world, user, ["1", "2", "3"])
@@ -96,7 +94,7 @@ def test_unavailable_server_ends_the_run_with_one_line(
 def test_run_continues_after_a_restart_of_the_server(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str, number: signal.Signals
 ) -> None:
-    with postgres_world.held(user, "before effect 2") as process:
+    with postgres_world.paused_at(user, "before write 2") as process:
         own_postgres.stop(number)
         own_postgres.start()
     run = postgres_world.finish(process)
@@ -107,7 +105,7 @@ def test_run_continues_after_a_restart_of_the_server(
 def test_run_waits_for_a_stopped_server(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
-    with postgres_world.held(user, "before effect 2") as process:
+    with postgres_world.paused_at(user, "before write 2") as process:
         own_postgres.stop(signal.SIGQUIT)
     own_postgres.start()
     assert postgres_world.finish(process).status == 0
@@ -116,7 +114,7 @@ def test_run_waits_for_a_stopped_server(
 def test_run_gives_up_a_stopped_server_and_resumes_later(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
-    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
         own_postgres.stop(signal.SIGQUIT)
     assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1")
     own_postgres.start()
@@ -126,7 +124,7 @@ def test_run_gives_up_a_stopped_server_and_resumes_later(
 def test_run_gives_up_a_frozen_server_and_resumes_later(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
-    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
         frozen = own_postgres.frozen()
         frozen.__enter__()
     try:
@@ -140,7 +138,7 @@ def test_run_gives_up_a_server_that_became_read_only_and_resumes_later(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
     """Reads of open connections still succeed; a new connection is refused."""
-    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
         own_postgres.configure(default_transaction_read_only="on")
     assert_gave_up(postgres_world.finish(process), "accepts no writes")
     own_postgres.configure(default_transaction_read_only=None)
@@ -178,9 +176,7 @@ def test_full_disk_ends_the_run_and_a_rerun_resumes(
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     postgres_world.run(f"{user}-first")
     with postgres.full_disk(database):
-        assert_gave_up(
-            postgres_world.run(user), "No space left on device", "free some disk space on the server"
-        )
+        assert_gave_up(postgres_world.run(user), "No space left on device", "free some disk space on the server")
     assert_resumes(postgres_world, user, ["2", "3"])
 
 
@@ -192,7 +188,7 @@ def test_run_continues_after_its_statement_was_killed(
         "WITH waiting AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock') "
         "SELECT pg_terminate_backend(pid) FROM waiting"
     )
-    with postgres_world.held(user, "before effect 2") as process:
+    with postgres_world.paused_at(user, "before write 2") as process:
         locked = own_postgres.locked(database)
         locked.__enter__()
     wait_until(lambda: len(own_postgres.execute(kill)) == 1)
@@ -207,7 +203,7 @@ def test_run_gives_up_a_locked_table_and_resumes_later(
     """The server ends the statement by itself, also after the run has ended."""
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
         locked = own_postgres.locked(database)
         locked.__enter__()
     assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1")
@@ -256,7 +252,7 @@ def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
     """Only the primary has the row. A cancelled write would make it visible."""
-    with postgres_world.held(user, "before effect 2", **LIMITS) as process:
+    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
         own_postgres.configure(synchronous_standby_names="missing")
     assert_gave_up(postgres_world.finish(process), "synchronous standby")
     for _ in range(2):
@@ -284,7 +280,7 @@ def test_run_continues_on_the_promoted_replica(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
     with second_host(postgres_world, own_postgres) as replica:
-        with postgres_world.held(user, "before effect 2") as process:
+        with postgres_world.paused_at(user, "before write 2") as process:
             own_postgres.stop(signal.SIGQUIT)
             replica.promote()
         run = postgres_world.finish(process)
@@ -306,7 +302,5 @@ def second_host(world: World, primary: Postgres) -> Iterator[Postgres]:
     world.run("first")  # it makes the tables
     with Postgres(primary).started() as replica:
         first = f"127.0.0.1:{primary.port}"
-        world.env["REFERENCE_URL"] = world.env["REFERENCE_URL"].replace(
-            first, f"{first},127.0.0.1:{replica.port}"
-        )
+        world.env["REFERENCE_URL"] = world.env["REFERENCE_URL"].replace(first, f"{first},127.0.0.1:{replica.port}")
         yield replica

@@ -20,18 +20,10 @@ import aiohttp
 import pytest
 from resonate.connections import SSEConnection
 
-from clients import resonate_server
-from clients.resonate_server import Messages
+from clients.promises import server as resonate_server
+from clients.promises.server import Messages
 
-from ..conftest import (
-    HANG_S,
-    ROOT,
-    ServerWorld,
-    World,
-    free_port,
-    numbered,
-    wait_until,
-)
+from ..conftest import HANG_S, ROOT, ServerWorld, World, free_port, numbered, wait_until
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
@@ -73,13 +65,9 @@ def test_resonate_url_of_another_kind_of_server_is_named(
     )
 
 
-@pytest.mark.parametrize(
-    "point", ["before create 1", "before effect 3", "after effect 3", "before settle the promise"]
-)
-def test_run_completes_after_the_resonate_server_restarts(
-    server_world: ServerWorld, user: str, point: str
-) -> None:
-    with server_world.held(user, point) as process:
+@pytest.mark.parametrize("point", ["before create 1", "before write 3", "after write 3", "before settle the promise"])
+def test_run_completes_after_the_resonate_server_restarts(server_world: ServerWorld, user: str, point: str) -> None:
+    with server_world.paused_at(user, point) as process:
         server_world.resonate.kill()
         server_world.resonate.wait()
         server_world.restart_resonate()
@@ -91,7 +79,7 @@ def test_run_completes_after_the_resonate_server_restarts(
 def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
     server_world: ServerWorld, user: str
 ) -> None:
-    with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
+    with server_world.paused_at(user, "after write 3", PATIENCE=SHORT_TIMEOUT_S) as process:
         server_world.resonate.kill()
         server_world.resonate.wait()
     assert_gave_up(server_world.finish(process), "Resonate server")
@@ -104,7 +92,7 @@ def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
 ) -> None:
     """The server cannot write its database. It still answers the reads of a second process."""
     with contextlib.ExitStack() as stack:
-        with server_world.held(user, "after effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
+        with server_world.paused_at(user, "after write 3", PATIENCE=SHORT_TIMEOUT_S) as process:
             second = stack.enter_context(watching(server_world, user))
             stack.enter_context(unwritable(server_world.promises / "resonate.db"))
         assert_gave_up(server_world.finish(process), "keeps returning status 500")
@@ -145,7 +133,7 @@ def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]
 def test_run_completes_after_the_resonate_server_was_paused_for_longer_than_a_lease(
     server_world: ServerWorld, user: str
 ) -> None:
-    with server_world.held(user, "before effect 3", LEASE="1") as process:
+    with server_world.paused_at(user, "before write 3", LEASE="1") as process:
         server_world.resonate.send_signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(3)
@@ -163,12 +151,12 @@ def test_result_arrives_although_the_server_does_not_push_it_and_the_run_does_no
     assert server_world.run(user, REFRESH=str(10 * HANG_S)).status == 0
 
 
-@pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
+@pytest.mark.parametrize("point", ["before write 2", "before write 3", "after write 3"])
 def test_process_that_is_paused_for_longer_than_its_lease_prints_the_same_account(
     server_world: ServerWorld, user: str, point: str
 ) -> None:
     """Another process takes over. The server then rejects the requests of the paused process."""
-    with server_world.held(user, point, LEASE="1") as paused:
+    with server_world.paused_at(user, point, LEASE="1") as paused:
         paused.send_signal(signal.SIGSTOP)
         other = server_world.run(user)
         assert other.status == 0, other.err
@@ -178,9 +166,7 @@ def test_process_that_is_paused_for_longer_than_its_lease_prints_the_same_accoun
     assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
 
 
-def test_two_concurrent_processes_with_one_uuid_print_the_same_account(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_two_concurrent_processes_with_one_uuid_print_the_same_account(server_world: ServerWorld, user: str) -> None:
     processes = [server_world.start(user) for _ in range(2)]
     runs = [server_world.finish(process) for process in processes]
     assert [run.status for run in runs] == [0, 0]
@@ -193,9 +179,7 @@ def test_twenty_concurrent_processes_create_twenty_accounts(server_world: Server
     processes = [server_world.start(uuid) for uuid in uuids]
     runs = [server_world.finish(process) for process in processes]
     assert [run.status for run in runs] == [0] * 20
-    assert server_world.all_accounts(uuids) == {
-        uuid: [run.guid] for uuid, run in zip(uuids, runs, strict=True)
-    }
+    assert server_world.all_accounts(uuids) == {uuid: [run.guid] for uuid, run in zip(uuids, runs, strict=True)}
 
 
 def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_not(

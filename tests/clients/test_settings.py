@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..conftest import (
-    World,
-)
+from ..conftest import World
 from .commands import assert_unavailable, command
 
 
@@ -17,10 +15,6 @@ def test_invalid_cluster_id_is_named(embedded_world: World, cluster: str) -> Non
     )
 
 
-@pytest.mark.parametrize(
-    "variable", [{"RESONATE_URL": "http://127.0.0.1:8001"}, {"RESONATE_HOST": "127.0.0.1"}]
-)
-def test_resonate_server_without_tb_address_is_refused(
-    embedded_world: World, variable: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("variable", [{"RESONATE_URL": "http://127.0.0.1:8001"}, {"RESONATE_HOST": "127.0.0.1"}])
+def test_resonate_server_without_tb_address_is_refused(embedded_world: World, variable: dict[str, str]) -> None:
     assert_unavailable(command(embedded_world, "u", env=variable), "TB_ADDRESS")

@@ -14,11 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import (
-    World,
-    locked,
-    quick_only,
-)
+from ..conftest import World, locked, quick_only
 from .commands import COMMAND, SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 FILES = ["accounts.db", "promises.db", "ledger.db"]
@@ -50,9 +46,7 @@ def test_invalid_database_is_named_and_not_changed(embedded_world: World, file: 
     data = embedded_world.directory / "data"
     data.mkdir()
     (data / file).write_text("no database" * 100)
-    assert_unavailable(
-        command(embedded_world, "u", env={"DATA_DIR": "data"}), f"data/{file}", "not a database"
-    )
+    assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "data"}), f"data/{file}", "not a database")
     assert (data / file).read_text() == "no database" * 100
 
 
@@ -64,7 +58,7 @@ def test_accounts_table_with_other_columns_is_refused(embedded_world: World) -> 
 
 STORES = pytest.mark.parametrize(
     ("file", "point", "remaining_steps"),
-    [("accounts.db", "before effect 2", ["2", "3"]), ("ledger.db", "before effect 3", ["3"])],
+    [("accounts.db", "before write 2", ["2", "3"]), ("ledger.db", "before write 3", ["3"])],
     ids=["accounts.db", "ledger.db"],
 )
 
@@ -74,7 +68,7 @@ def test_run_waits_for_a_locked_file(
     embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
-        with embedded_world.held(user, point) as process:
+        with embedded_world.paused_at(user, point) as process:
             stack.enter_context(locked(embedded_world.data / file))
         # The lock is released after the run has met it.
         with pytest.raises(subprocess.TimeoutExpired):
@@ -88,7 +82,7 @@ def test_run_ends_if_a_file_stays_locked_and_a_rerun_resumes(
     embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
-        with embedded_world.held(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
+        with embedded_world.paused_at(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
             stack.enter_context(locked(embedded_world.data / file))
         run = embedded_world.finish(process)
         assert (run.status, run.out) == (1, "")
@@ -111,7 +105,7 @@ def test_full_disk_ends_the_run_and_a_rerun_resumes(embedded_world: World, user:
 
 @pytest.mark.parametrize("file", quick_only(["accounts.db"], FILES))
 def test_read_only_file_ends_the_run_and_a_rerun_resumes(embedded_world: World, user: str, file: str) -> None:
-    embedded_world.run(user, crash="before effect 2")
+    embedded_world.run(user, crash="before write 2")
     files = list(embedded_world.data.glob(f"{file}*"))
     with immutable(embedded_world.data, *files):
         assert_gave_up(embedded_world.run(user), f"data/{file}")
@@ -163,9 +157,7 @@ def test_file_that_is_replaced_under_a_run_ends_it_and_settles_nothing(
     embedded_world: World, user: str, file: str, how: Callable[[Path], None]
 ) -> None:
     path = embedded_world.data / file
-    with embedded_world.held(
-        user, "before effect 3" if file == "ledger.db" else "before effect 2"
-    ) as process:
+    with embedded_world.paused_at(user, "before write 3" if file == "ledger.db" else "before write 2") as process:
         how(path)
     run = embedded_world.finish(process)
     assert (run.status, run.out) == (1, "")

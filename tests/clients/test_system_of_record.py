@@ -16,39 +16,27 @@ from typing import cast
 import pytest
 import tigerbeetle as tb
 
-from clients.outages import ANSWER_TIMEOUT_S, Outages
-from clients.system_of_record import Ledger, SystemOfRecord
+from clients.command.limits import ANSWER_TIMEOUT_S
+from clients.command.outages import Outages
+from clients.stores.system_of_record import Ledger, SystemOfRecord
 
-from ..conftest import (
-    World,
-    format_ledger,
-    free_port,
-    needs,
-    paused,
-    tigerbeetle_replica,
-)
+from ..conftest import World, format_ledger, free_port, needs, paused, tigerbeetle_replica
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
 @pytest.mark.slow
 def test_unavailable_tigerbeetle_is_named(embedded_world: World) -> None:
     address = f"127.0.0.1:{free_port()}"
-    assert_unavailable(
-        command(embedded_world, "u", env={"TB_ADDRESS": address}), "TigerBeetle", address, "start it"
-    )
+    assert_unavailable(command(embedded_world, "u", env={"TB_ADDRESS": address}), "TigerBeetle", address, "start it")
 
 
 @pytest.mark.parametrize("address", ["localhost:3000", "nonsense", "127.0.0.1:99999", "é"])
 def test_invalid_tigerbeetle_address_is_named(embedded_world: World, address: str) -> None:
-    assert_unavailable(
-        command(embedded_world, "u", env={"TB_ADDRESS": address}), "TB_ADDRESS", "127.0.0.1:3000"
-    )
+    assert_unavailable(command(embedded_world, "u", env={"TB_ADDRESS": address}), "TB_ADDRESS", "127.0.0.1:3000")
 
 
 def test_cluster_id_of_another_cluster_is_an_error(embedded_world: World, tb_address: str) -> None:
-    assert_unavailable(
-        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}), "cluster 7"
-    )
+    assert_unavailable(command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}), "cluster 7")
 
 
 @dataclass
@@ -84,11 +72,9 @@ def ledger_world(tmp_path: Path, replica: Replica) -> World:
     return World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": f"127.0.0.1:{replica.port}"})
 
 
-@pytest.mark.parametrize("point", ["before effect 2", "before effect 3", "after effect 3"])
-def test_run_completes_after_tigerbeetle_restarts(
-    ledger_world: World, replica: Replica, user: str, point: str
-) -> None:
-    with ledger_world.held(user, point) as process:
+@pytest.mark.parametrize("point", ["before write 2", "before write 3", "after write 3"])
+def test_run_completes_after_tigerbeetle_restarts(ledger_world: World, replica: Replica, user: str, point: str) -> None:
+    with ledger_world.paused_at(user, point) as process:
         replica.kill()
     replica.start()
     run = ledger_world.finish(process)
@@ -98,13 +84,13 @@ def test_run_completes_after_tigerbeetle_restarts(
 
 @pytest.mark.parametrize(
     ("point", "remaining_steps"),
-    [("before create 2", ["2", "3"]), ("before effect 3", ["3"]), ("before settle the promise", [])],
-    ids=["before create 2", "before effect 3", "before settle the promise"],
+    [("before create 2", ["2", "3"]), ("before write 3", ["3"]), ("before settle the promise", [])],
+    ids=["before create 2", "before write 3", "before settle the promise"],
 )
 def test_run_ends_if_tigerbeetle_stays_unavailable_and_a_rerun_resumes(
     ledger_world: World, replica: Replica, user: str, point: str, remaining_steps: list[str]
 ) -> None:
-    with ledger_world.held(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
+    with ledger_world.paused_at(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
         replica.kill()
     assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     replica.start()
@@ -115,7 +101,7 @@ def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(
     ledger_world: World, replica: Replica, user: str
 ) -> None:
     with contextlib.ExitStack() as stack:
-        with ledger_world.held(user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S) as process:
+        with ledger_world.paused_at(user, "before write 3", PATIENCE=SHORT_TIMEOUT_S) as process:
             stack.enter_context(paused(replica.process))
         assert_gave_up(ledger_world.finish(process), "TigerBeetle")
     assert_resumes(ledger_world, user, ["3"])
@@ -123,7 +109,7 @@ def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(
 
 def test_run_waits_while_tigerbeetle_is_paused(ledger_world: World, replica: Replica, user: str) -> None:
     with contextlib.ExitStack() as stack:
-        with ledger_world.held(user, "before effect 3") as process:
+        with ledger_world.paused_at(user, "before write 3") as process:
             stack.enter_context(paused(replica.process))
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
@@ -135,8 +121,8 @@ def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(
 ) -> None:
     """The account is committed, but the run does not learn of it. The next run gets EXISTS, which is no panic."""
     with proxy(replica.port) as proxied:
-        with ledger_world.held(
-            user, "before effect 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{proxied.port}"
+        with ledger_world.paused_at(
+            user, "before write 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{proxied.port}"
         ) as process:
             proxied.answers = False
         assert_gave_up(ledger_world.finish(process), "TigerBeetle")
@@ -210,9 +196,7 @@ class SlowLedger:
         pass
 
 
-def test_late_answer_is_no_second_outage_while_others_are_answered(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_late_answer_is_no_second_outage_while_others_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
     def said() -> list[str]:
         return capsys.readouterr().err.splitlines()
 

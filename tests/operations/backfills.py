@@ -14,16 +14,17 @@ from typing import IO, Any
 
 from resonate.types import Value
 
+from clients.promises.reading import Promise
 from clients.settings import Settings
 from create_account import connect
-from operations.state import Promise, open_readers
+from operations.reading import open_readers
 
 from ..conftest import HANG_S, World
 
-#: The command, with the points and limits that tests/child.py reads from the environment.
+#: The command, with the points and limits that tests/crash.py reads from the environment.
 WATCHED = (
-    "from tests.child import watch_batch; watch_batch(); "
-    "from clients import console; console.main('operations.commands')"
+    "from tests.crash import watch_batch; watch_batch(); "
+    "from clients.command import console; console.main('operations.commands')"
 )
 COMMAND = [sys.executable, "-c", WATCHED, "backfill"]
 

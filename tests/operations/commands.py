@@ -16,17 +16,12 @@ from typing import Any
 import tigerbeetle as tb
 
 from clients.account import owner_of
-from clients.console import HALTED, Halted
+from clients.command.console import HALTED, Halted
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 from operations import adopt, audit, check
 
-from ..conftest import (
-    HANG_S,
-    ROOT,
-    ServerWorld,
-    World,
-)
+from ..conftest import HANG_S, ROOT, ServerWorld, World
 
 EXISTS, STAGED, UNREFERENCED, ABSENT, CONFLICT = 0, 3, 4, 5, 98
 REFUSED = DISAGREE = 98
@@ -110,12 +105,7 @@ def assert_halted(world: World, uuid: str, panic: str, guid: str = "") -> None:
 def commit(world: World, uuid: str, guid: str, **other: Any) -> None:
     """Create an account in TigerBeetle through another client."""
     world.data.mkdir(mode=0o700, exist_ok=True)
-    fields: dict[str, Any] = {
-        "id": int(guid),
-        "ledger": 1,
-        "code": 1,
-        "user_data_128": owner_of(uuid),
-    } | other
+    fields: dict[str, Any] = {"id": int(guid), "ledger": 1, "code": 1, "user_data_128": owner_of(uuid)} | other
     [result] = world.ledger(lambda client: client.create_accounts([tb.Account(**fields)]))
     assert result.status == tb.CreateAccountStatus.CREATED
 

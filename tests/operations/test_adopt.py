@@ -14,11 +14,7 @@ from resonate.types import Value
 from clients.settings import Settings
 from create_account import connect
 
-from ..conftest import (
-    HANG_S,
-    World,
-    quick_only,
-)
+from ..conftest import HANG_S, World, quick_only
 from .commands import (
     ABSENT,
     CONFLICT,
@@ -47,7 +43,7 @@ def test_sqlite_exists_diff_and_tigerbeetle_holds_it(world: World, user: str) ->
 
 
 def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user: str) -> None:
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     [guid] = world.rows(user)
     world.lose_promises()
     assert_halted(world, user, f"{world.reference} exists_diff")
@@ -55,9 +51,7 @@ def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user:
     assert_adopted(world, user, guid)
 
 
-def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(
-    world: World, user: str, guid: str
-) -> None:
+def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(world: World, user: str, guid: str) -> None:
     stage(world, "another", guid)
     assert_halted(world, user, f"{world.reference} exists_diff", guid)
     assert_verdict(world, user, ABSENT, "absent")
@@ -89,7 +83,7 @@ def test_ordering_violated_and_tigerbeetle_holds_it(world: World, user: str) -> 
 
 @pytest.mark.slow
 def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, user: str) -> None:
-    world.run(user, crash="after effect 3")
+    world.run(user, crash="after write 3")
     [guid] = world.rows(user)
     unstage(world, user)
     assert_halted(world, user, "ordering violated")
@@ -99,7 +93,7 @@ def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, u
 
 @pytest.mark.slow
 def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     unstage(world, user)
     assert_halted(world, user, "ordering violated")
     assert_verdict(world, user, ABSENT, "absent")
@@ -109,7 +103,7 @@ def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
 @pytest.mark.slow
 def test_adopt_prints_the_same_each_time_and_create_account_stays_halted(world: World, user: str) -> None:
     """The first promise stays rejected. An application reads the stores instead, as `check` does."""
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     [guid] = world.rows(user)
     world.lose_promises()
     before = world.run(user)
@@ -122,10 +116,10 @@ def test_adopt_prints_the_same_each_time_and_create_account_stays_halted(world: 
 
 def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user: str) -> None:
     """First the run is dead, then it is alive."""
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     for again in (False, True):
         assert_refused(world, user, f"create-account-{user} is pending", "create_account.py", again=again)
-    with world.held(user, "before effect 3") as process:
+    with world.paused_at(user, "before write 3") as process:
         assert_refused(world, user, f"create-account-{user} is pending")
     assert world.finish(process).status == 0
 
@@ -167,9 +161,7 @@ def test_adopt_is_refused_where_several_accounts_are_held(world: World, user: st
         assert_refused(world, user, "TigerBeetle holds account", again=again)
 
 
-def test_adopt_is_refused_where_the_guid_is_staged_for_another_uuid(
-    world: World, user: str, guid: str
-) -> None:
+def test_adopt_is_refused_where_the_guid_is_staged_for_another_uuid(world: World, user: str, guid: str) -> None:
     halt(world, user)
     commit(world, user, guid)
     stage(world, "another", guid)
@@ -180,7 +172,7 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
     """An operator cancels a promise that no program can resume."""
     if "RESONATE_URL" not in world.env:
         pytest.skip("the embedded promises have no command to cancel one")
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     [guid] = world.rows(user)
     cancel = ["resonate", "promises", "-S", world.env["RESONATE_URL"], "cancel", f"create-account-{user}"]
     subprocess.run(cancel, check=True, capture_output=True)
@@ -191,8 +183,7 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
 @pytest.mark.parametrize(
     "point",
     quick_only(
-        ["after effect"],
-        ["after create the promise", "after create 1", "after effect", "after record 1", "before print"],
+        ["after write"], ["after create the promise", "after create 1", "after write", "after save 1", "before print"]
     ),
 )
 @pytest.mark.parametrize("committed", quick_only([False], [True, False]), ids=["committed", "staged"])
@@ -209,15 +200,13 @@ def test_adopt_resumes_its_attempt_after_a_crash(
         commit(world, user, guid)
     else:
         stage(world, user, guid)
-    crash(world, user, point.replace("effect", "effect 2" if committed else "effect 3"))
+    crash(world, user, point.replace("write", "write 2" if committed else "write 3"))
     assert_adopted(world, user, guid)
-    _, attempt, *others = [
-        line for line in operate(world, "check", user).stdout.splitlines() if "promise" in line
-    ]
+    _, attempt, *others = [line for line in operate(world, "check", user).stdout.splitlines() if "promise" in line]
     assert (attempt, others) == (f"promise attempt-2-create-account-{user}: resolved, account {guid}", [])
 
 
-@pytest.mark.parametrize("point", ["after record 2", "after effect 3"])
+@pytest.mark.parametrize("point", ["after save 2", "after write 3"])
 @pytest.mark.slow
 def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, point: str) -> None:
     halt(world, user)
@@ -228,12 +217,9 @@ def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, 
 
 
 def crash(world: World, user: str, point: str, *options: str) -> None:
-    """Run `adopt` with the crash points of `child.py`, and kill it at the point."""
-    program = (
-        "from tests.child import watch; watch(); "
-        "from clients import console; console.main('operations.commands')"
-    )
-    watched = {"WITNESS": str(world.witness), "CRASH": point, "LEASE": "2"}
+    """Run `adopt` with the crash points of `crash.py`, and kill it at the point."""
+    program = "from tests.crash import watch; watch(); from clients.command import console; console.main('operations.commands')"
+    watched = {"STEPS_FILE": str(world.steps_file), "CRASH": point, "LEASE": "2"}
     environ = world.environ() | watched
     done = subprocess.run(
         [sys.executable, "-c", program, "adopt", *options, user],
@@ -252,7 +238,7 @@ def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str
     """The panic of an attempt is final, as that of the first promise. The next attempt has its own promise."""
     halt(world, user)
     stage(world, user, guid)
-    crash(world, user, "before effect 3")
+    crash(world, user, "before write 3")
     unstage(world, user)
     done = operate(world, "adopt", user)
     assert done.returncode == 98
@@ -304,7 +290,7 @@ def test_adopt_prints_the_account_of_stores_that_agree_if_the_promise_names_anot
 
 def test_adopt_whose_account_loses_its_row_meanwhile_says_what_to_do(world: World, user: str) -> None:
     """It is killed while its result is written, and SQLite is lost before the next adopt."""
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     world.lose_promises()
     assert_halted(world, user, f"{world.reference} exists_diff")
     crash(world, user, "before settle the promise")

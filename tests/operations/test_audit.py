@@ -9,9 +9,7 @@ import tigerbeetle as tb
 
 from clients.account import owner_of
 
-from ..conftest import (
-    World,
-)
+from ..conftest import World
 from .commands import DISAGREE, commit, findings, load, script, stage
 
 
@@ -83,10 +81,8 @@ def test_audit_reports_each_disagreement_once(world_with_own_ledger: World, user
     )
 
 
-def test_audit_counts_accounts_in_progress_and_does_not_report_them(
-    world_with_own_ledger: World, user: str
-) -> None:
-    world_with_own_ledger.run(user, crash="after record 2")
+def test_audit_counts_accounts_in_progress_and_does_not_report_them(world_with_own_ledger: World, user: str) -> None:
+    world_with_own_ledger.run(user, crash="after save 2")
     assert findings(world_with_own_ledger) == (0, [], "clean; 0 accounts, 1 rows, 1 in progress")
     world_with_own_ledger.run(user)
     assert findings(world_with_own_ledger) == (0, [], "clean; 1 accounts, 1 rows, 0 in progress")
@@ -111,8 +107,4 @@ def test_audit_reports_nothing_while_accounts_are_created(world_with_own_ledger:
             assert (status, lines) == (0, []), count
 
     created = len(asyncio.run(load(world_with_own_ledger, user, audit_it)))
-    assert findings(world_with_own_ledger) == (
-        0,
-        [],
-        f"clean; {created} accounts, {created} rows, 0 in progress",
-    )
+    assert findings(world_with_own_ledger) == (0, [], f"clean; {created} accounts, {created} rows, 0 in progress")

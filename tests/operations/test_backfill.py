@@ -21,16 +21,7 @@ import tigerbeetle as tb
 from clients.opening import open_clients
 from clients.settings import Settings
 
-from ..conftest import (
-    HANG_S,
-    ServerWorld,
-    World,
-    assert_accounts_exist,
-    locked,
-    numbered,
-    quick_only,
-    wait_until,
-)
+from ..conftest import HANG_S, ServerWorld, World, assert_accounts_exist, locked, numbered, quick_only, wait_until
 from .backfills import backfill, done, run
 
 #: For a longer list: `BACKFILL_LINES=100000 BACKFILL_KILLS=10 pytest tests/operations/test_backfill.py -k "memory or killed"`.
@@ -184,23 +175,18 @@ def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> N
             return await asyncio.gather(*answers, return_exceptions=True)
 
     created, error, different, invalid, same = asyncio.run(main())
+    assert created is None
     assert isinstance(error, tb.IntegerOverflowError)
-    status = tb.CreateAccountStatus
-    assert [created, different, invalid, same] == [
-        status.CREATED,
-        status.EXISTS_WITH_DIFFERENT_USER_DATA_64,
-        status.LEDGER_MUST_NOT_BE_ZERO,
-        status.EXISTS,
-    ]
+    assert different.id == same.id == account.id
+    assert isinstance(invalid, ValueError)
+    assert "LEDGER_MUST_NOT_BE_ZERO" in str(invalid)
 
 
 @pytest.mark.parametrize("chunk", ["1", "3"])
 @pytest.mark.slow
 def test_all_accounts_are_created_in_smaller_batches(embedded_world: World, chunk: str) -> None:
     with backfill(embedded_world, "--chunk", chunk) as process:
-        few = done(
-            process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=HANG_S)
-        )
+        few = done(process, *process.communicate("".join(f"{n}\n" for n in range(10)).encode(), timeout=HANG_S))
     assert (few.status, list(few.accounts)) == (0, [str(number) for number in range(10)])
     assert few.counts() == {"created": 10, "existing": 0, "halted": 0, "invalid": 0}
 
@@ -339,10 +325,7 @@ def peak(world: World, lines: int) -> int:
     with file.open("w") as uuids:
         for number in range(lines):
             uuids.write(f"{number}\n" if number % 2 else f"{number}:\n")
-    with (
-        (world.directory / "out").open("wb") as out,
-        backfill(world, str(file), stdout=out, stderr=out) as process,
-    ):
+    with (world.directory / "out").open("wb") as out, backfill(world, str(file), stdout=out, stderr=out) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 2

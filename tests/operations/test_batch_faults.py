@@ -9,10 +9,11 @@ import pytest
 import tigerbeetle as tb
 from resonate.types import Value
 
-from clients.console import Halted, Unavailable
+from clients.command.console import Halted, Unavailable
 from clients.settings import Settings
-from create_account import connect, create
-from operations.create_accounts import batch_id, create_batch
+from create_account import connect
+from operations.batch import batch_id, create_batch
+from operations.create import create
 
 from ..conftest import EmbeddedWorld, ServerWorld
 from .commands import commit, script, stage
@@ -60,9 +61,7 @@ def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_ro
     assert embedded_world.accounts("a") == [other]
 
 
-def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(
-    embedded_world: EmbeddedWorld,
-) -> None:
+def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(embedded_world: EmbeddedWorld) -> None:
     other, ledger = str(tb.id()), embedded_world.data / "ledger.db"
     commit(embedded_world, "a", other)
     before = ledger.read_bytes()
@@ -78,9 +77,7 @@ def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(
     assert embedded_world.accounts("a") == [other]
 
 
-@pytest.mark.parametrize(
-    "value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}]
-)
+@pytest.mark.parametrize("value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}])
 def test_batch_that_another_program_resolves_does_not_stop_backfill(
     embedded_world: EmbeddedWorld, value: object
 ) -> None:
@@ -96,9 +93,7 @@ def test_batch_that_another_program_resolves_does_not_stop_backfill(
 
 
 @pytest.mark.slow
-def test_batch_with_more_text_in_its_conflicts_than_the_server_accepts_ends(
-    server_world: ServerWorld,
-) -> None:
+def test_batch_with_more_text_in_its_conflicts_than_the_server_accepts_ends(server_world: ServerWorld) -> None:
     uuids = [f"u{number}" for number in range(300)]
     for uuid in uuids:
         stage(server_world, uuid, f"{uuid}-" + "x" * 10_000)

@@ -14,13 +14,7 @@ from typing import Any
 import pytest
 import tigerbeetle as tb
 
-from ..conftest import (
-    HANG_S,
-    ROOT,
-    World,
-    free_port,
-    quick_only,
-)
+from ..conftest import HANG_S, ROOT, World, free_port, quick_only
 from .commands import (
     ABSENT,
     CONFLICT,
@@ -49,7 +43,7 @@ def test_check_exists(world: World, user: str) -> None:
 
 
 def test_check_staged(world: World, user: str) -> None:
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     done = operate(world, "check", user)
     assert done.returncode == STAGED
     assert done.stdout.splitlines() == [
@@ -97,9 +91,7 @@ def test_check_conflict_if_a_field_of_the_account_differs(world: World, user: st
         assert_verdict(world, uuid, CONFLICT, "conflict", guid, f"has {other}, not ")
 
 
-def test_check_conflict_if_the_uuid_has_an_account_with_another_guid(
-    world: World, user: str, guid: str
-) -> None:
+def test_check_conflict_if_the_uuid_has_an_account_with_another_guid(world: World, user: str, guid: str) -> None:
     held = world.run(user).guid
     world.sql("UPDATE accounts SET guid = ? WHERE uuid = ?", guid, user)
     assert_verdict(world, user, CONFLICT, "conflict", f"TigerBeetle holds account {held}")
@@ -145,7 +137,7 @@ def test_check_exists_if_the_account_is_closed(world: World, user: str, guid: st
     assert_verdict(world, user, EXISTS, "exists")
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 3"], ["", "after effect 3"]))
+@pytest.mark.parametrize("crash", quick_only(["after write 3"], ["", "after write 3"]))
 def test_reading_commands_change_no_file(world: World, user: str, crash: str) -> None:
     """After a clean end SQLite has removed its -wal and -shm files. After a crash they exist."""
 
@@ -178,13 +170,9 @@ def test_check_reads_a_file_whose_writer_was_killed_at_its_first_write(world: Wo
 
 @pytest.mark.slow
 def test_check_while_a_run_is_in_progress(world: World, user: str) -> None:
-    for point, status in (
-        ("before effect 2", ABSENT),
-        ("before effect 3", STAGED),
-        ("after effect 3", EXISTS),
-    ):
+    for point, status in (("before write 2", ABSENT), ("before write 3", STAGED), ("after write 3", EXISTS)):
         uuid = f"{user}-{status}"
-        with world.held(uuid, point) as process:
+        with world.paused_at(uuid, point) as process:
             done = script(world, "check", uuid)
             assert done.stdout.splitlines()[0] == f"promise create-account-{uuid}: pending"
             assert done.returncode == status

@@ -11,7 +11,7 @@ from resonate.types import Value
 from clients.account import promise_id
 from clients.settings import Settings
 from create_account import connect
-from operations.create_accounts import batch_id, register
+from operations.batch import batch_id, register
 
 from ..conftest import World, numbered, quick_only
 from .commands import SPOILED, Done, assert_adopted, halt, script, spoil
@@ -62,7 +62,7 @@ def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
 def test_single_run_whose_recorded_result_does_not_decode_ends_with_one_line(
     world: World, user: str, data: str
 ) -> None:
-    world.run(user, crash="after record 2")
+    world.run(user, crash="after save 2")
     spoil(world, f"{promise_id(user)}:2", SPOILED[data])
     run = world.run(user)
     assert (run.status, run.out) == (1, "")
@@ -115,7 +115,7 @@ def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_
 
 def test_backfill_counts_a_recorded_result_that_does_not_decode_as_halted(world: World, user: str) -> None:
     before, spoiled, after = uuids = numbered(user, 3)
-    world.run(spoiled, crash="after record 2")
+    world.run(spoiled, crash="after save 2")
     spoil(world, f"{promise_id(spoiled)}:2")
     done = backfill(world, uuids)
     assert done.returncode == 98, done.stderr
@@ -135,9 +135,7 @@ def test_rejected_promise_whose_message_does_not_decode_is_halted(world: World, 
     assert (done.returncode, len(done.stdout.splitlines())) == (98, 2)
     assert f"promise create-account-{user} settled without an account: " in done.stderr
     listed = [line for line in script(world, "halted").stdout.splitlines() if user in line]
-    assert listed == [
-        f"halted: create-account-{user} is rejected; more: python -m operations check -- {user}"
-    ]
+    assert listed == [f"halted: create-account-{user} is rejected; more: python -m operations check -- {user}"]
     assert_adopted(world, user, again=True)
 
 
@@ -153,9 +151,7 @@ def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) ->
     asyncio.run(main())
     run = world.run(user)
     assert run.status == 98
-    assert (
-        f"the promise records account {guid} for uuid {user!r}, but TigerBeetle holds no account" in run.err
-    )
+    assert f"the promise records account {guid} for uuid {user!r}, but TigerBeetle holds no account" in run.err
 
 
 def test_halted_lists_each_halted_account_with_its_reason(world: World, user: str) -> None:
@@ -165,7 +161,7 @@ def test_halted_lists_each_halted_account_with_its_reason(world: World, user: st
     assert_adopted(world, adopted, again=True)
     create_promise(world, lacked, LACKED, task=True)
     world.run(fine)
-    world.run(begun, crash="after record 1")
+    world.run(begun, crash="after save 1")
 
     done = script(world, "halted")
     assert done.returncode == 98

@@ -17,16 +17,7 @@ import pytest
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
-from ..conftest import (
-    ROOT,
-    ServerWorld,
-    World,
-    answers,
-    free_port,
-    needs,
-    server,
-    wait_until,
-)
+from ..conftest import ROOT, ServerWorld, World, answers, free_port, needs, server, wait_until
 from .commands import (
     UNREFERENCED,
     assert_adopted,
@@ -122,7 +113,7 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
     files = Files(world)
     files.back_up("SQLite")
     after = world.run(f"{user}-after").guid
-    world.run(f"{user}-during", crash="after effect 3")
+    world.run(f"{user}-during", crash="after write 3")
     [during] = world.rows(f"{user}-during")
 
     files.restore("SQLite")
@@ -138,7 +129,7 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
 def test_losing_the_promises(world: World, user: str) -> None:
     """Accounts that had begun panic and are adopted. A new account is created."""
     created = world.run(f"{user}-created").guid
-    world.run(f"{user}-staged", crash="after record 2")
+    world.run(f"{user}-staged", crash="after save 2")
     [staged] = world.rows(f"{user}-staged")
     world.lose_promises()
     for name, guid in (("created", created), ("staged", staged)):
@@ -180,7 +171,7 @@ def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, u
     guids: dict[str, str] = {}
     for store in (*stores, "none"):
         guids[f"{store} created"] = world.run(f"{user} {store} created").guid
-        world.run(f"{user} {store} staged", crash="after record 2")
+        world.run(f"{user} {store} staged", crash="after save 2")
         [guids[f"{store} staged"]] = world.rows(f"{user} {store} staged")
         if store != "none":
             files.back_up(store)
@@ -240,9 +231,7 @@ async def rerun(world: World, uuids: list[str]) -> list[str]:
         run = resonate.options(timeout=DEADLINE).run
         promises = [run(f"create-account-{uuid}", create_account, uuid).result() for uuid in uuids]
         results = await asyncio.gather(*promises, return_exceptions=True)
-    panics = {
-        uuid: panic for uuid, panic in zip(uuids, results, strict=True) if isinstance(panic, BaseException)
-    }
+    panics = {uuid: panic for uuid, panic in zip(uuids, results, strict=True) if isinstance(panic, BaseException)}
     assert {getattr(panic, "condition", panic) for panic in panics.values()} <= {"SQLite exists_diff"}
     return list(panics)
 

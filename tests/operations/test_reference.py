@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from resonate.types import Value
 
-from clients.one_reference import LIFETIME_MS, Identity, open_promises, record
-from clients.outages import Outages
+from clients.command.outages import Outages
+from clients.opening import open_promises
+from clients.promises.one_reference import LIFETIME_MS, Identity, record
 from clients.settings import Settings
 
 from ..conftest import PostgresServerWorld, ServerWorld, World, needs
@@ -74,9 +75,7 @@ def test_process_with_another_store_refuses_to_work(shared: ServerWorld, other: 
     assert shared.accounts(user) == [guid]
 
 
-def test_reading_commands_report_another_store_and_still_read(
-    shared: ServerWorld, other: World, user: str
-) -> None:
+def test_reading_commands_report_another_store_and_still_read(shared: ServerWorld, other: World, user: str) -> None:
     guid = shared.run(user).guid
     other.run(user)  # it is refused, but makes the empty store
     done = script(other, "check", user)
@@ -108,9 +107,7 @@ def test_accepted_store_replaces_the_recorded_one(shared: ServerWorld, other: Wo
     assert other.run(f"{user}-2").status == 0
 
 
-def test_running_worker_of_the_old_store_ends_when_another_is_accepted(
-    shared: ServerWorld, other: World
-) -> None:
+def test_running_worker_of_the_old_store_ends_when_another_is_accepted(shared: ServerWorld, other: World) -> None:
     with worker(shared, PATIENCE="1") as serving:
         assert script(other, "reference", "--accept").returncode == 0
         assert serving.end() == 1
@@ -139,9 +136,7 @@ def test_only_one_of_two_first_processes_with_different_stores_works(
     assert any(MISMATCH in run.err for run in runs)
 
 
-def test_canceled_record_stops_each_process_until_a_store_is_accepted(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_canceled_record_stops_each_process_until_a_store_is_accepted(server_world: ServerWorld, user: str) -> None:
     async def cancel() -> None:
         async with open_promises(Settings.read(server_world.env), Outages()) as resonate:
             await resonate.promises.cancel("reference-1", Value(data=None))

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from ..child import BATCH_POINTS
 from ..conftest import HANG_S, ServerWorld, World, numbered
+from ..crash import BATCH_POINTS
 from ..test_storm import assert_traceable
 from .backfills import COMMAND, run
 from .test_worker import worker
@@ -72,9 +72,7 @@ class Storm:
         assert "Traceback" not in errors
         for line in output.read_text().split("\n")[:-1]:  # a kill cuts off the text after the last newline
             uuid, guid = line.split("\t")
-            assert self.printed.setdefault(uuid, guid) == guid, (
-                f"{uuid} was {self.printed[uuid]} and is {guid}"
-            )
+            assert self.printed.setdefault(uuid, guid) == guid, f"{uuid} was {self.printed[uuid]} and is {guid}"
 
     def round(self, count: int) -> None:
         """Run backfills at the same time, and kill each at a random moment if it has not ended.

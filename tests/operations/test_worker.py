@@ -46,10 +46,10 @@ from .commands import spoil
 
 TARGET = "poll://any@create-account"
 
-#: The worker, with the limits that tests/child.py reads from the environment.
+#: The worker, with the limits that tests/crash.py reads from the environment.
 LIMITED = (
-    "import os, sys; from tests.child import set_limits; set_limits(); "
-    "from clients import console, resonate_server as server; sys.argv[1:] = ['worker']; "
+    "import os, sys; from tests.crash import set_limits; set_limits(); "
+    "from clients.command import console; from clients.promises import server; sys.argv[1:] = ['worker']; "
     "server.SILENCE_TIMEOUT_S = float(os.environ.get('SILENCE', server.SILENCE_TIMEOUT_S)); "
     "server.RELEASE_TIMEOUT_S = float(os.environ.get('RELEASE', server.RELEASE_TIMEOUT_S)); "
     "from resonate.registry import Registry; get = Registry.get; forgotten = os.environ.get('FORGET'); "
@@ -148,16 +148,7 @@ def test_program_with_a_resonate_sdk_creates_an_account(server_world: ServerWorl
 def test_shell_creates_an_account(server_world: ServerWorld, user: str) -> None:
     """The command is that of operations/worker.py, with the server's address added."""
     invoke = ["resonate", "invoke", "-S", server_world.env["RESONATE_URL"], f"create-account-{user}"]
-    what = [
-        "--func",
-        "create_account",
-        "--json-args",
-        f'["{user}"]',
-        "--target",
-        TARGET,
-        "--timeout",
-        "36500d",
-    ]
+    what = ["--func", "create_account", "--json-args", f'["{user}"]', "--target", TARGET, "--timeout", "36500d"]
     with worker(server_world):
         subprocess.run([*invoke, *what], check=True, capture_output=True)
         run = server_world.run(user)
@@ -217,10 +208,8 @@ def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loo
             assert len(serving.said(f"cannot run {user}-{name}")) == 1, "tried again within one lease"
 
 
-def test_worker_names_a_recorded_result_that_does_not_decode_once(
-    server_world: ServerWorld, user: str
-) -> None:
-    server_world.run(user, crash="after record 2")
+def test_worker_names_a_recorded_result_that_does_not_decode_once(server_world: ServerWorld, user: str) -> None:
+    server_world.run(user, crash="after save 2")
     spoil(server_world, f"create-account-{user}:2")
 
     def leases() -> int:
@@ -457,9 +446,7 @@ def test_worker_still_receives_tasks_after_a_long_silence(server_world: ServerWo
         assert_exist(server_world, ask(server_world, [user]), [user])
 
 
-def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(server_world: ServerWorld, user: str) -> None:
     """TigerBeetle keeps 64 sessions, also those of closed clients, and evicts the oldest."""
 
     async def crowd() -> None:
@@ -476,9 +463,7 @@ def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(
         assert_exist(server_world, ask(server_world, uuids), uuids)
 
 
-def test_run_completes_if_its_promise_is_requested_before_it_exists(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_run_completes_if_its_promise_is_requested_before_it_exists(server_world: ServerWorld, user: str) -> None:
     """The request that creates the promise is held. Meanwhile the SDK asks for the result and gets status 404."""
     log = server_world.promises / "resonate.log"
 
@@ -486,14 +471,12 @@ def test_run_completes_if_its_promise_is_requested_before_it_exists(
         plain = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
         return bool(re.search(r"rejected kind=promise.register_listener .*status=404", plain))
 
-    with server_world.held(user, "before create the promise") as process:
+    with server_world.paused_at(user, "before create the promise") as process:
         wait_until(asked_in_vain)
     assert server_world.finish(process).status == 0
 
 
-def test_worker_whose_sqlite_file_is_replaced_ends_with_one_line(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_worker_whose_sqlite_file_is_replaced_ends_with_one_line(server_world: ServerWorld, user: str) -> None:
     async def main() -> None:
         async with caller(server_world) as resonate:
             await start(resonate, f"{user}-2").id()

@@ -1,4 +1,4 @@
-"""The durable promises of the accounts that a batch creates: `operations/create_accounts.py`.
+"""The durable promises of the accounts that a batch creates: `operations/batch.py`.
 
 A batch claims an account by creating the account's own promise, `create-account-<uuid>`, without a task. So nobody can
 run it, and the tag says which batch settles it.
@@ -15,8 +15,8 @@ from resonate.codec import Codec, NoopEncryptor
 from resonate.error import PlatformError, ResonateError, ServerError
 from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq, Value
 
-from .account import promise_id
-from .embedded_promises import EmbeddedPromises
+from clients.account import promise_id
+from clients.promises.embedded import EmbeddedPromises
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,9 +101,7 @@ class Claims:
                     [msgspec.to_builtins(request) | {"kind": kind} for request in requests]
                 )
                 return [
-                    None
-                    if response["status"] == HTTPStatus.NOT_FOUND
-                    else msgspec.convert(response["promise"], Claim)
+                    None if response["status"] == HTTPStatus.NOT_FOUND else msgspec.convert(response["promise"], Claim)
                     for response in responses
                 ]
             in_flight = asyncio.Semaphore(REQUESTS_MAX)

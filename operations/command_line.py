@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from .account import UUID_MAX_CHARACTERS, check_uuid
-from .console import log_to_stderr, print_diagnostic
-from .settings import Settings
+from clients.account import UUID_MAX_CHARACTERS, check_uuid
+from clients.command.console import log_to_stderr, print_diagnostic
+from clients.settings import Settings
 
 
 def add_uuid(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from resonate.error import (
 )
 from resonate.types import PromiseRecord
 
-from .console import Unavailable
+from clients.command.console import Unavailable
 
 ADVICE = (
     "The promise stays pending, and this program created nothing for it. Run the release that it was created with. "

@@ -1,4 +1,4 @@
-"""Measure account creation: `python -m benchmarks.run` runs the contenders in turn and prints the medians.
+"""Measure account creation: `python -m tests.benchmark` runs the contenders in turn and prints the medians.
 
 A contender creates accounts in a process of its own, with new stores. It runs without a server, and also on a
 real TigerBeetle and a real Resonate server if they are found: at TB_ADDRESS and RESONATE_URL, or as
@@ -24,9 +24,9 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     # Before the imports below: an older Python gets one line.
-    from clients import console
+    from clients.command import console
 
-    console.main("benchmarks.run")
+    console.main("tests.benchmark")
 
 import argparse
 import asyncio
@@ -53,15 +53,15 @@ from resonate.resonate import Resonate
 from resonate.retry import Never
 
 from clients.account import account_of
-from clients.embedded_ledger import EmbeddedLedger
 from clients.opening import open_clients
 from clients.settings import Settings
-from clients.system_of_reference import SqliteReference
+from clients.stores.embedded_ledger import EmbeddedLedger
+from clients.stores.system_of_reference import SqliteReference
 from create_account import DEADLINE, connect, create_account
 from operations.backfill import SINGLE_RUNS_MAX as IN_FLIGHT_MAX
 from operations.backfill import number_requests
+from operations.batch import create_batch
 from operations.commands import CHUNK
-from operations.create_accounts import create_batch
 
 Create = Callable[[str], Awaitable[Any]]
 
@@ -171,14 +171,12 @@ def contend(name: str, count: int, in_flight: int) -> None:
 # -- Measuring -------------------------------------------------------------
 
 
-def measure(
-    name: str, count: int, in_flight: int, env: dict[str, str], data: Path | None = None
-) -> dict[str, float]:
+def measure(name: str, count: int, in_flight: int, env: dict[str, str], data: Path | None = None) -> dict[str, float]:
     """Run a contender in a process of its own and return its figures."""
     arguments = ["--contender", name, "--count", str(count), "--in-flight", str(in_flight)]
     with tempfile.TemporaryDirectory() as new:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.run", *arguments],
+            [sys.executable, "-m", "tests.benchmark", *arguments],
             cwd=ROOT,
             env=env | {"DATA_DIR": str(data or env.get("DATA_DIR", new))},
             stdout=subprocess.PIPE,
@@ -206,8 +204,8 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
     # Not for the contenders.
     import pytest  # noqa: PLC0415
 
-    from tests.conftest import free_port, resonate_server, tigerbeetle_server  # noqa: PLC0415
-    from tests.postgres import Postgres  # noqa: PLC0415
+    from .conftest import free_port, resonate_server, tigerbeetle_server  # noqa: PLC0415
+    from .postgres import Postgres  # noqa: PLC0415
 
     ours = ("TB_ADDRESS", "REFERENCE_URL", "RESONATE_URL", "RESONATE_HOST", "DATA_DIR")
     env = {name: value for name, value in os.environ.items() if name not in ours}
@@ -230,10 +228,7 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
                     stack.enter_context(resonate_server(data, port := free_port()))
                     url = f"http://127.0.0.1:{port}"
                 if url is not None:
-                    found[f"{place} and Resonate"] = found[place] | {
-                        "RESONATE_URL": url,
-                        "DATA_DIR": str(data),
-                    }
+                    found[f"{place} and Resonate"] = found[place] | {"RESONATE_URL": url, "DATA_DIR": str(data)}
                     url = None
         yield found
 
@@ -274,9 +269,7 @@ def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
     raws = {(line.place, line.in_flight): line.rate for line in lines if line.name == "raw"}
     for line in lines:
         ratio = line.rate / raws[line.place.partition(" and ")[0], line.in_flight]
-        print(
-            f"| {line.place} | {line.name} | {line.count:,} | {line.in_flight} | {line.rate:,.0f} | {ratio:.2f} |"
-        )
+        print(f"| {line.place} | {line.name} | {line.count:,} | {line.in_flight} | {line.rate:,.0f} | {ratio:.2f} |")
     print(
         chart(
             [
@@ -360,9 +353,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="rounds of the start-up measurement; 0: none")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--in-flight", type=int, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the traceback of an unexpected error"
-    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an unexpected error")
     arguments = parser.parse_args()
     if arguments.contender:
         contend(arguments.contender, arguments.count, arguments.in_flight)

@@ -1,14 +1,14 @@
 """Run the real command in its own process, record its steps, and kill it with SIGKILL at a named point.
 
-    CRASH="after effect 3" python -m tests.child user-123
+    CRASH="after write 3" python -m tests.crash user-123
 
 `create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
 environment:
 
-- `CRASH`: where to kill it, one of `POINTS` (a backfill: one of `BATCH_POINTS`), such as `after effect 3` (step 3 is written but not recorded)
-- `WITNESS`: a file that gets a line for each step that runs, when its result is about to be recorded
+- `CRASH`: where to kill it, one of `POINTS` (a backfill: one of `BATCH_POINTS`), such as `after write 3` (step 3 is written, but its result is not saved)
+- `STEPS_FILE`: a file that gets a line for each step that runs, when its result is about to be saved
 - `GUID`: the guids that the process generates, in place of new ones, separated by commas
-- `HOLD`: where to wait until the test removes the file `held` beside the witness
+- `PAUSE`: where to wait until the test removes the file `paused` beside the steps file
 - `CLOCK_DAYS`: days by which the clock is ahead
 - `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
 - `FILE_SIZE`: the largest size of a file in bytes, as on a full disk
@@ -45,7 +45,7 @@ BATCH_STEPS = ("1", "2", "3", "4", "5")
 
 
 def points_of(steps: tuple[str, ...]) -> list[str]:
-    actions = (f"{action} {step}" for step in steps for action in ("create", "effect", "record"))
+    actions = (f"{action} {step}" for step in steps for action in ("create", "write", "save"))
     return [
         f"{when} {what}"
         for what in ("create the promise", *actions, "settle the promise")
@@ -56,7 +56,7 @@ def points_of(steps: tuple[str, ...]) -> list[str]:
 POINTS = [*points_of(STEPS), "before print"]
 
 #: "between": a part of the promises is created or settled. Embedded promises do this in one transaction.
-BATCH_POINTS = [*points_of(BATCH_STEPS), "between effect 1", "between effect 5"]
+BATCH_POINTS = [*points_of(BATCH_STEPS), "between write 1", "between write 5"]
 
 
 def kill_at(point: str) -> None:
@@ -66,8 +66,8 @@ def kill_at(point: str) -> None:
         raise RuntimeError("unexpected")
 
 
-def witness(step: str) -> None:
-    if path := os.environ.get("WITNESS"):
+def note(step: str) -> None:
+    if path := os.environ.get("STEPS_FILE"):
         with Path(path).open("a") as file:
             file.write(f"{step}\n")
 
@@ -81,22 +81,22 @@ def wrap(owner: Any, name: str, point: Callable[..., str | None]) -> None:
         if where is None:
             return await real(*args, **kwargs)
         kill_at(f"before {where}")
-        await hold_at(f"before {where}")
-        if where.startswith("record"):
-            witness(where.removeprefix("record "))
+        await pause_at(f"before {where}")
+        if where.startswith("save"):
+            note(where.removeprefix("save "))
         result = await real(*args, **kwargs)
         kill_at(f"after {where}")
-        await hold_at(f"after {where}")
+        await pause_at(f"after {where}")
         return result
 
     setattr(owner, name, wrapped)
 
 
-async def hold_at(point: str) -> None:
+async def pause_at(point: str) -> None:
     """Wait at the point, once, until the test removes the file. Meanwhile the test changes the stores."""
-    if os.environ.get("HOLD") == point:
-        del os.environ["HOLD"]
-        file = Path(os.environ["WITNESS"]).with_name("held")
+    if os.environ.get("PAUSE") == point:
+        del os.environ["PAUSE"]
+        file = Path(os.environ["STEPS_FILE"]).with_name("paused")
         file.touch()
         while file.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -104,16 +104,17 @@ async def hold_at(point: str) -> None:
 
 def set_limits() -> None:
     """Set the limits that the environment names."""
-    from clients import outages, resonate_server
+    from clients.command import limits
+    from clients.promises import server as resonate_server
 
     if lease := os.environ.get("LEASE"):
         resonate_server.LEASE = timedelta(seconds=float(lease))
     if refresh := os.environ.get("REFRESH"):
         resonate_server.REFRESH_INTERVAL_S = int(refresh)
     if first_answer := os.environ.get("FIRST_ANSWER"):
-        outages.FIRST_ANSWER_TIMEOUT_S = float(first_answer)
+        limits.FIRST_ANSWER_TIMEOUT_S = float(first_answer)
     if patience := os.environ.get("PATIENCE"):
-        outages.ANSWER_TIMEOUT_S = float(patience)
+        limits.ANSWER_TIMEOUT_S = float(patience)
     if size := os.environ.get("FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
     if path := os.environ.get("RESOLVER_HANGS"):
@@ -145,8 +146,8 @@ def watch() -> None:
 
     import tigerbeetle as tb
 
-    from clients.system_of_record import SystemOfRecord
-    from clients.system_of_reference import SystemOfReference
+    from clients.stores.system_of_record import SystemOfRecord
+    from clients.stores.system_of_reference import SystemOfReference
 
     set_limits()
     check_points(POINTS)
@@ -155,14 +156,14 @@ def watch() -> None:
     planned_id = tb.id
 
     def generate() -> int:
-        kill_at("before effect 1")
+        kill_at("before write 1")
         guid = planned_id()
-        kill_at("after effect 1")
+        kill_at("after write 1")
         return guid
 
     tb.id = generate
-    wrap(SystemOfReference, "stage", lambda *_: "effect 2")
-    wrap(SystemOfRecord, "create", lambda *_: "effect 3")
+    wrap(SystemOfReference, "stage", lambda *_: "write 2")
+    wrap(SystemOfRecord, "create", lambda *_: "write 3")
 
     watch_promises(batches=False)
 
@@ -177,7 +178,7 @@ def watch() -> None:
 
 
 def check_points(points: list[str]) -> None:
-    for variable in ("CRASH", "HOLD"):
+    for variable in ("CRASH", "PAUSE"):
         if os.environ.get(variable, "") not in ("", *points):
             sys.exit(f"{variable} must be one of: {', '.join(points)}")
 
@@ -193,7 +194,7 @@ def watch_promises(*, batches: bool) -> None:
 
     wrap(Sender, "task_create_or_conflict", lambda *args: point(args[3].id, "create"))
     wrap(Sender, "task_fence_create", lambda *args: point(args[3].id, "create"))
-    wrap(Sender, "task_fence_settle", lambda *args: point(args[3].id, "record"))
+    wrap(Sender, "task_fence_settle", lambda *args: point(args[3].id, "save"))
     wrap(Sender, "task_fulfill", lambda *args: point(args[1], "settle"))
 
 
@@ -204,24 +205,24 @@ def watch_batch() -> None:
     check_points(BATCH_POINTS)
     plan_guids()
 
-    from clients.claims import Claims
-    from clients.system_of_record import SystemOfRecord
-    from clients.system_of_reference import SystemOfReference
-    from operations import create_accounts
+    from clients.promises.claims import Claims
+    from clients.stores.system_of_record import SystemOfRecord
+    from clients.stores.system_of_reference import SystemOfReference
+    from operations import batch as create_accounts
 
     real_guids = create_accounts.generate_guids
 
     def generate_guids(ctx: Context, count: int) -> list[str]:
-        kill_at("before effect 2")
+        kill_at("before write 2")
         guids = real_guids(ctx, count)
-        kill_at("after effect 2")
+        kill_at("after write 2")
         return guids
 
     create_accounts.generate_guids = generate_guids
-    wrap(Claims, "create", lambda *_: "effect 1")
-    wrap(SystemOfReference, "stage_many", lambda *_: "effect 3")
-    wrap(SystemOfRecord, "create_many", lambda *_: "effect 4")
-    wrap(Claims, "settle", lambda *_: "effect 5")
+    wrap(Claims, "create", lambda *_: "write 1")
+    wrap(SystemOfReference, "stage_many", lambda *_: "write 3")
+    wrap(SystemOfRecord, "create_many", lambda *_: "write 4")
+    wrap(Claims, "settle", lambda *_: "write 5")
     watch_promises(batches=True)
 
     real_send = Claims._send
@@ -229,10 +230,10 @@ def watch_batch() -> None:
 
     async def send(self: Claims, request: Any, in_flight: asyncio.Semaphore) -> Any:
         promise = await real_send(self, request, in_flight)
-        effect = "5" if hasattr(request, "state") else "1"
-        sent[effect] += 1
-        if sent[effect] == 2:
-            kill_at(f"between effect {effect}")
+        write = "5" if hasattr(request, "state") else "1"
+        sent[write] += 1
+        if sent[write] == 2:
+            kill_at(f"between write {write}")
         return promise
 
     Claims._send = send  # type: ignore[method-assign]
@@ -240,7 +241,7 @@ def watch_batch() -> None:
 
 if __name__ == "__main__":
     watch()
-    from clients import console
+    from clients.command import console
 
     sys.argv[0] = "create_account.py"
-    console.main("create_account")
+    console.main("operations.create")

@@ -37,16 +37,16 @@ class Halted(Exception):
     """An operator must decide. The message is one line: what contradicts what, and what to do."""
 
 
-def main(module: str, *, connect_early: bool = False) -> None:
+def main(module: str, *, first: str = "") -> None:
     """Import `module`, call its `main()`, and exit with the status that it returns.
 
-    `connect_early`: start the TigerBeetle client first, which takes 0.6 s to connect, and import meanwhile.
+    `first`: a module whose `main()` is called before the slow imports.
     """
     os.umask(0o077)  # durable promises can carry code, so only their owner may read or write the files
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a uuid is Unicode, whatever the locale
     try:
-        status = _status(module, connect_early)
+        status = _status(module, first)
     except KeyboardInterrupt:
         status = INTERRUPTED
         sys.unraisablehook = lambda _: None  # objects that were interrupted half made report nothing useful
@@ -115,12 +115,12 @@ def log_to_stderr(*, verbose: bool) -> None:
         logging.disable()
 
 
-def _status(module: str, connect_early: bool) -> int:  # noqa: FBT001
+def _status(module: str, first: str) -> int:
     if sys.version_info < (3, 12):
         return _fail(f"Python 3.12 or newer is required; this is {sys.version.split()[0]}: see README.md")
     try:
-        if connect_early and len(sys.argv) > 1 and not {"-h", "--help"} & set(sys.argv):
-            importlib.import_module("clients.early").connect()
+        if first and len(sys.argv) > 1 and not {"-h", "--help"} & set(sys.argv):
+            importlib.import_module(first).main()
         return int(importlib.import_module(module).main())
     except ModuleNotFoundError as error:
         return _fail(f"the package {error.name} is not installed; install the dependencies: see README.md")

@@ -9,9 +9,9 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from . import outages
-from .console import Unavailable
-from .outages import Batcher
+from clients.command import limits
+from clients.command.console import Unavailable
+from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,9 +45,7 @@ def open_private(path: Path) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise Unavailable(
-            f"cannot open {path}: {error}; {SQLITE_REMEDIES[sqlite3.SQLITE_CANTOPEN]}"
-        ) from error
+        raise Unavailable(f"cannot open {path}: {error}; {SQLITE_REMEDIES[sqlite3.SQLITE_CANTOPEN]}") from error
 
 
 class Replaced(Unavailable):
@@ -102,7 +100,7 @@ class Database:
     async def open(self) -> Self:
         """Open the file. If it does not exist, create it, readable by its owner alone."""
         connect = functools.partial(self._on_thread, self._connect)
-        await self._retry_while_locked(connect, outages.FIRST_ANSWER_TIMEOUT_S)
+        await self._retry_while_locked(connect, limits.FIRST_ANSWER_TIMEOUT_S)
         return self
 
     async def close(self) -> None:
@@ -147,9 +145,7 @@ class Database:
         self._db, self._identity = db, identity(self.path)
 
     async def _commit_patiently(self, batch: list[Transaction]) -> list[Any]:
-        return await self._retry_while_locked(
-            functools.partial(self._commit, batch), outages.ANSWER_TIMEOUT_S
-        )
+        return await self._retry_while_locked(functools.partial(self._commit, batch), limits.ANSWER_TIMEOUT_S)
 
     async def _commit(self, batch: list[Transaction]) -> list[Any]:
         db = self._db

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from resonate.error import ServerError
 from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
-from .account import check_new_uuid, promise_id
-from .claims import CODEC, batch_of
-from .console import Halted, Unavailable, UsageError
-from .panic import Panic
-from .unexecutable import Unexecutable, unexecutable
+from clients.account import check_new_uuid, promise_id
+from clients.command.console import Halted, Unavailable, UsageError
+from clients.panic import Panic
+from clients.promises.cannot_run import Unexecutable, unexecutable
+from clients.promises.claims import CODEC, batch_of
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
     from resonate.types import PromiseRecord
 
-    from .system_of_record import SystemOfRecord
+    from clients.stores.system_of_record import SystemOfRecord
 
 
 class Claimed(Exception):
@@ -75,9 +75,7 @@ def check_if_acceptable(uuid: str) -> None:
         raise UsageError(f"{error}: correct it and run again") from error
 
 
-async def confirmed_guid(
-    promise: ResonateHandle[Any], uuid: str, resonate: Resonate, record: SystemOfRecord
-) -> str:
+async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Resonate, record: SystemOfRecord) -> str:
     """Wait for the promise and return its guid, after TigerBeetle is seen to hold that account.
 
     Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none, and the errors of
@@ -102,9 +100,7 @@ async def confirmed_guid(
         raise
     except Exception as error:  # any class of error can be stored in a promise
         problem = f"{type(error).__name__}: {error}"
-        raise Halted(
-            f"PANIC: promise {promise_id(uuid)} settled without an account: {problem}. {ADVICE}"
-        ) from error
+        raise Halted(f"PANIC: promise {promise_id(uuid)} settled without an account: {problem}. {ADVICE}") from error
     if guid is None:
         raise Halted(f"PANIC: promise {promise_id(uuid)} is resolved for uuid {result['uuid']!r}. {ADVICE}")
     # Read first, here too: the System of Record decides whether the account exists.

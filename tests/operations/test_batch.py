@@ -19,32 +19,22 @@ from clients.account import owner_of, promise_id
 from clients.panic import Panic
 from clients.settings import Settings
 from create_account import connect
-from operations.create_accounts import batch_id, create_accounts, register
+from operations.batch import batch_id, create_accounts, register
 
-from ..child import BATCH_POINTS, BATCH_STEPS
-from ..conftest import (
-    EmbeddedWorld,
-    ServerWorld,
-    World,
-    assert_accounts_exist,
-    numbered,
-    quick_only,
-    wait_until,
-)
+from ..conftest import EmbeddedWorld, ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
+from ..crash import BATCH_POINTS, BATCH_STEPS
 from .backfills import cancel, killed, promise_of, run
 from .commands import assert_adopted, commit, operate, script, stage
 from .test_worker import worker
 
 #: After the claims exist, and before the batch is settled.
-CLAIMED = ["before effect 2", "after effect 3", "after effect 4", "before record 5"]
+CLAIMED = ["before write 2", "after write 3", "after write 4", "before save 5"]
 
 
 def left_to_do(crash: str) -> list[str]:
     """Return the steps whose results were not recorded before the crash."""
     crash = crash.replace("between", "after")
-    return [
-        step for step in BATCH_STEPS if BATCH_POINTS.index(crash) < BATCH_POINTS.index(f"after record {step}")
-    ]
+    return [step for step in BATCH_STEPS if BATCH_POINTS.index(crash) < BATCH_POINTS.index(f"after save {step}")]
 
 
 def assert_all_exist(world: World, uuids: list[str]) -> dict[str, str]:
@@ -69,17 +59,17 @@ def assert_no_account_without_its_row(world: World, uuids: list[str]) -> None:
 # -- Crashes ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 4"], BATCH_POINTS))
+@pytest.mark.parametrize("crash", quick_only(["after write 4"], BATCH_POINTS))
 def test_killed_batch_is_resumed_by_a_rerun(world: World, user: str, crash: str) -> None:
     if "between" in crash and not isinstance(world, ServerWorld):
         pytest.skip("embedded promises are claimed and settled in one transaction")
     uuids = numbered(user, 4)
     killed(world, uuids, crash)
     assert_no_account_without_its_row(world, uuids)
-    world.witness.write_text("")
-    many = run(world, *uuids, WITNESS=str(world.witness))
+    world.steps_file.write_text("")
+    many = run(world, *uuids, STEPS_FILE=str(world.steps_file))
     assert (many.status, list(many.accounts)) == (0, uuids), many.err
-    assert world.witness.read_text().split() == left_to_do(crash)
+    assert world.steps_file.read_text().split() == left_to_do(crash)
     assert_all_exist(world, uuids)
 
 
@@ -94,7 +84,7 @@ def test_batch_is_resumed_after_a_kill_at_each_point_in_turn(world: World, user:
     assert_all_exist(world, uuids)
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 4"], CLAIMED))
+@pytest.mark.parametrize("crash", quick_only(["after write 4"], CLAIMED))
 def test_single_run_completes_the_batch_that_claimed_its_account(world: World, user: str, crash: str) -> None:
     uuids = numbered(user, 4)
     killed(world, uuids, crash)
@@ -106,11 +96,11 @@ def test_single_run_completes_the_batch_that_claimed_its_account(world: World, u
     assert assert_all_exist(world, uuids)[uuids[2]] == single.guid
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 3"], CLAIMED))
+@pytest.mark.parametrize("crash", quick_only(["after write 3"], CLAIMED))
 def test_batches_with_other_boundaries_find_the_same_accounts(world: World, user: str, crash: str) -> None:
     uuids = numbered(user, 8)
     killed(world, uuids[:4], crash)
-    killed(world, [uuids[6], *uuids[2:6]], "after effect 3")
+    killed(world, [uuids[6], *uuids[2:6]], "after write 3")
     assert_all_exist(world, list(reversed(uuids)))
 
 
@@ -118,19 +108,17 @@ def test_batches_with_other_boundaries_find_the_same_accounts(world: World, user
 def test_worker_resumes_the_batch_of_a_dead_backfill(server_world: ServerWorld, user: str) -> None:
     uuids = numbered(user, 4)
     with worker(server_world, LEASE="2"):
-        killed(server_world, uuids, "after effect 4")
+        killed(server_world, uuids, "after write 4")
         wait_until(lambda: state_of(server_world, batch_id(uuids)) == "resolved")
     assert_all_exist(server_world, uuids)
 
 
 @pytest.mark.slow
-def test_worker_that_does_not_know_batches_leaves_the_batch_to_others(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_worker_that_does_not_know_batches_leaves_the_batch_to_others(server_world: ServerWorld, user: str) -> None:
     """A worker of an older release: it names the batch once and does not settle it."""
     uuids = numbered(user, 4)
     with worker(server_world, LEASE="1", FORGET="create_accounts") as older:
-        killed(server_world, uuids, "after effect 3")
+        killed(server_world, uuids, "after write 3")
         wait_until(lambda: bool(older.said(f"cannot run {batch_id(uuids)}")))
         assert state_of(server_world, batch_id(uuids)) == "pending"
         single = server_world.run(uuids[0])
@@ -143,12 +131,10 @@ def state_of(world: World, id_: str) -> str:
     return "not found" if promise is None else promise.state
 
 
-def test_single_run_that_starts_before_the_claim_waits_for_the_batch(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_single_run_that_starts_before_the_claim_waits_for_the_batch(server_world: ServerWorld, user: str) -> None:
     """It read that the promise does not exist. Then the batch claims the account, and the server answers 422."""
     uuids = numbered(user, 3)
-    with server_world.held(uuids[1], "before create the promise") as single:
+    with server_world.paused_at(uuids[1], "before create the promise") as single:
         many = run(server_world, *uuids)
     done = server_world.finish(single)
     assert (done.status, done.guid) == (0, many.accounts[uuids[1]])
@@ -158,7 +144,7 @@ def test_single_run_that_starts_before_the_claim_waits_for_the_batch(
 @pytest.mark.slow
 def test_batch_leaves_an_account_to_the_single_run_that_has_begun_it(world: World, user: str) -> None:
     uuids = numbered(user, 3)
-    world.run(uuids[1], crash="before effect 3")
+    world.run(uuids[1], crash="before write 3")
     staged = world.rows(uuids[1])
     assert [assert_all_exist(world, uuids)[uuids[1]]] == staged
 
@@ -231,18 +217,8 @@ def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: s
         promise = promise_of(world, promise_id(uuid))
         assert promise is not None
         rerun, checked = world.run(uuid), operate(world, "check", uuid)
-        record = (
-            status,
-            said,
-            promise.state,
-            rerun.status,
-            rerun.steps,
-            rerun.out,
-            rerun.err.splitlines()[-1:],
-        )
-        seen.append(
-            [normalized(promise.value, names), normalized(record, names), normalized(checked.stdout, names)]
-        )
+        record = (status, said, promise.state, rerun.status, rerun.steps, rerun.out, rerun.err.splitlines()[-1:])
+        seen.append([normalized(promise.value, names), normalized(record, names), normalized(checked.stdout, names)])
     single, batch = seen
     assert single == batch
 
@@ -250,11 +226,9 @@ def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: s
 # -- Faults between two runs of a batch -------------------------------------
 
 
-def test_account_of_another_host_before_the_repeated_stage_step_halts_its_account(
-    world: World, user: str
-) -> None:
+def test_account_of_another_host_before_the_repeated_stage_step_halts_its_account(world: World, user: str) -> None:
     uuids = numbered(user, 3)
-    killed(world, uuids, "after effect 3")
+    killed(world, uuids, "after write 3")
     commit(world, uuids[0], other := str(tb.id()))
     many = run(world, *uuids)
     assert (many.status, list(many.accounts)) == (98, uuids[1:])
@@ -264,7 +238,7 @@ def test_account_of_another_host_before_the_repeated_stage_step_halts_its_accoun
 
 def test_row_that_vanishes_before_the_commit_halts_its_account(world: World, user: str) -> None:
     uuids = numbered(user, 3)
-    killed(world, uuids, "after record 3")
+    killed(world, uuids, "after save 3")
     world.sql("DELETE FROM accounts WHERE uuid = ?", uuids[0])
     many = run(world, *uuids)
     assert (many.status, list(many.accounts)) == (98, uuids[1:])
@@ -275,7 +249,7 @@ def test_row_that_vanishes_before_the_commit_halts_its_account(world: World, use
 # -- Nothing is orphaned ---------------------------------------------------
 
 
-@pytest.mark.parametrize("crash", quick_only(["after effect 3"], CLAIMED))
+@pytest.mark.parametrize("crash", quick_only(["after write 3"], CLAIMED))
 def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, user: str, crash: str) -> None:
     """Where both stores hold the account, the promise is resolved. Otherwise it is rejected, and adopt finishes it."""
     uuids = numbered(user, 3)
@@ -300,7 +274,7 @@ def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, us
 
 def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: EmbeddedWorld, user: str) -> None:
     uuids = numbered(user, 3)
-    killed(embedded_world, uuids, "after effect 3")
+    killed(embedded_world, uuids, "after write 3")
     lose(embedded_world, batch_id(uuids))
     single = embedded_world.run(uuids[0])
     assert single.status == 98
@@ -313,7 +287,7 @@ def test_batch_that_is_lost_and_created_again_does_not_take_the_old_claims(
 ) -> None:
     """It would stage other guids: panics over correct stores."""
     uuids = numbered(user, 3)
-    killed(embedded_world, uuids, "after effect 4")
+    killed(embedded_world, uuids, "after write 4")
     lose(embedded_world, batch_id(uuids))
     assert_all_exist(embedded_world, uuids)
 
@@ -323,7 +297,7 @@ def lose(world: World, origin: str) -> None:
         assert db.execute("DELETE FROM origins WHERE origin = ?", (origin,)).rowcount == 1
 
 
-@pytest.mark.parametrize("error", ["before effect 3", "before effect 4"])
+@pytest.mark.parametrize("error", ["before write 3", "before write 4"])
 def test_unexpected_error_in_a_step_halts_no_account_for_ever(world: World, user: str, error: str) -> None:
     """The batch is rejected. The same run settles the claims, and says why the accounts are halted."""
     uuids = numbered(user, 3)
@@ -333,7 +307,7 @@ def test_unexpected_error_in_a_step_halts_no_account_for_ever(world: World, user
     assert "is rejected: unexpected" in many.err
     for uuid in uuids:
         assert state_of(world, promise_id(uuid)) == "rejected"
-        assert_adopted(world, uuid, again=error == "before effect 3")
+        assert_adopted(world, uuid, again=error == "before write 3")
 
 
 @pytest.mark.slow
@@ -352,11 +326,9 @@ def test_conflicts_of_a_whole_list_of_the_longest_uuids_are_recorded(world: Worl
 # -- What operators see ----------------------------------------------------
 
 
-def test_operators_commands_say_what_a_claimed_account_waits_for(
-    world_with_own_ledger: World, user: str
-) -> None:
+def test_operators_commands_say_what_a_claimed_account_waits_for(world_with_own_ledger: World, user: str) -> None:
     world, uuids = world_with_own_ledger, numbered(user, 3)
-    killed(world, uuids, "after effect 3")
+    killed(world, uuids, "after write 3")
     waits = f"waits for batch {batch_id(uuids)}, which is"
     checked = operate(world, "check", uuids[0])
     assert f"promise {promise_id(uuids[0])}: pending, {waits} pending" in checked.stdout
@@ -419,9 +391,7 @@ def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_worl
 # -- The stores ------------------------------------------------------------
 
 
-def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(
-    world_with_own_ledger: World, user: str
-) -> None:
+def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(world_with_own_ledger: World, user: str) -> None:
     """A scan reads all newer accounts. If there are many, each owner is asked for. Both find the same."""
     world, uuids = world_with_own_ledger, numbered(user, 3)
     commit(world, uuids[0], str(tb.id()))

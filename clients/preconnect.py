@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import os
 
-from .settings import Settings
-from .system_of_record import connect as connect_client
-from .system_of_record import early_clients
+from clients.settings import Settings
+from clients.stores.system_of_record import connect as connect_client
+from clients.stores.system_of_record import early_clients
 
 
-def connect() -> None:
+def main() -> None:
     """Start the client that the settings name. Raises `Unavailable`."""
     logging.disable()  # the client logs from its own thread; `log_to_stderr` decides later
     settings = Settings.read(os.environ)

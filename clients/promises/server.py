@@ -19,14 +19,14 @@ from resonate.retry import ExponentialBackoff
 from resonate.transport import ExecuteMsg, Message, Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
-from . import outages as limits
-from . import unexecutable
-from .console import Unavailable, print_diagnostic
+from clients.command import limits
+from clients.command.console import Unavailable, print_diagnostic
+from clients.promises import cannot_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .outages import Outages
+    from clients.command.outages import Outages
 
 #: The group that workers listen to. The SDK's default group would also receive other applications' work.
 GROUP = "create-account"
@@ -89,7 +89,7 @@ class Requests(HttpConnection):
       would offer it to one process of its choice and, if that one is dead, to the next only much later.
     - Results: a result of this process is delivered to it at once. The server pushes ten times a second.
     - Tasks that cannot be executed: a worker does not release such a task. The server would offer it again at
-      once, in a loop. Its lease expires first. A command stops waiting for it (unexecutable.py).
+      once, in a loop. Its lease expires first. A command stops waiting for it (cannot_run.py).
     - Missing promises: the SDK takes a 404 for the promise's end, also while it creates the promise.
     - The end: the SDK closes the connection before the running tasks are released.
     """
@@ -119,9 +119,7 @@ class Requests(HttpConnection):
             why = f"{error}; its task is not released and is redelivered after the lease expires"
             cause = error.cause if isinstance(error, PlatformError) else error
             conflict = isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
-            if (
-                not conflict and request.data["id"] not in self._named
-            ):  # a conflict: another process has leased it
+            if not conflict and request.data["id"] not in self._named:  # a conflict: another process has leased it
                 self._named.add(request.data["id"])
                 print_diagnostic(f"cannot run {request.data['id']}: {why}")
             raise ConnectorError(RuntimeError(why))
@@ -158,9 +156,7 @@ class Requests(HttpConnection):
                     return response, reply
                 self._failing.add(request)
                 if now() > give_up:
-                    self._report(
-                        f"keeps returning status {reply.head.status}; check the server and run again"
-                    )
+                    self._report(f"keeps returning status {reply.head.status}; check the server and run again")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped_event.wait(), POLL_INTERVAL_S)
             raise ConnectorError(RuntimeError("this process is stopping"))
@@ -231,9 +227,9 @@ class Requests(HttpConnection):
                     self._messages.deliver("unblock", {"promise": reply.data["promise"]})
             case "task.release":
                 self._leased_tasks.discard(request.data["id"])
-                if cause := unexecutable.cause_of_release():
+                if cause := cannot_run.cause_of_release():
                     self._started.discard(request.data["id"])
-                    self._messages.deliver(**unexecutable.message(request.data["id"], cause))
+                    self._messages.deliver(**cannot_run.message(request.data["id"], cause))
                 self._ask_for(request.data["id"])
 
     def _ask_for(self, task_id: str) -> None:

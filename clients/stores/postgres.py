@@ -8,16 +8,18 @@ import socket
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
-from . import outages as limits
-from .console import Unavailable
-from .outages import Batcher
+from clients.command import limits
+from clients.command.console import Unavailable
+from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     import asyncpg
 
-    from .system_of_reference import Row
+
+#: A uuid and its guid.
+type Row = tuple[str, str]
 
 #: Seconds between two attempts to use a server that is unavailable.
 RETRY_INTERVAL_S = 0.1
@@ -90,9 +92,7 @@ def hosts_of(url: str) -> list[str]:
     """Return a URL for each host. A URL without a host is returned as it is."""
     match = _URL.fullmatch(url)
     assert match is not None
-    return [
-        url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")
-    ]
+    return [url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")]
 
 
 def password_of(url: str) -> str | None:
@@ -125,7 +125,7 @@ class PostgresReference:
             import asyncpg  # noqa: F401, PLC0415 - an optional package
         except ModuleNotFoundError as error:
             raise Unavailable(
-                "REFERENCE_URL needs the package asyncpg, which is not installed; run: pip install '.[postgres]'"
+                "REFERENCE_URL needs the package asyncpg, which is not installed; run: pip install asyncpg"
             ) from error
         await self._patiently(self._prepare, limits.FIRST_ANSWER_TIMEOUT_S)
         return self
@@ -154,9 +154,7 @@ class PostgresReference:
     async def _read_batch(self, batch: list[list[Row]]) -> list[list[list[Row]]]:
         pairs = {pair for request in batch for pair in request}
         select = "SELECT uuid, guid FROM accounts WHERE uuid = ANY($1::text[]) OR guid = ANY($2::text[])"
-        rows = await self._fetch(
-            select, sorted({uuid for uuid, _ in pairs}), sorted({guid for _, guid in pairs})
-        )
+        rows = await self._fetch(select, sorted({uuid for uuid, _ in pairs}), sorted({guid for _, guid in pairs}))
         of_uuid = {uuid: (uuid, guid) for uuid, guid in rows}
         of_guid = {guid: (uuid, guid) for uuid, guid in rows}
 
@@ -196,9 +194,7 @@ class PostgresReference:
 
     async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]:
         """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
-        select = (
-            "SELECT uuid, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
-        )
+        select = "SELECT uuid, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
         return await self._fetch(select, after, limit)
 
     async def identity(self) -> str | None:
@@ -253,9 +249,7 @@ class PostgresReference:
         assert away is not None
         raise away
 
-    async def _patiently[T](
-        self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float
-    ) -> T:
+    async def _patiently[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float) -> T:
         """Return the answer. Passing errors are repeated until the time is over; every request may be repeated."""
         import asyncpg  # noqa: PLC0415
 

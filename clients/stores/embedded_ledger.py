@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tigerbeetle as tb
 
-from .sqlite_file import Database
+from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -67,9 +67,7 @@ class EmbeddedLedger:
         accounts = [tb.CAccount.from_param(account).to_python() for account in accounts]
         _check_size(len(accounts))
         if any(account.flags & (tb.AccountFlags.LINKED | tb.AccountFlags.IMPORTED) for account in accounts):
-            raise NotImplementedError(
-                "the embedded ledger accepts no linked or imported accounts: set TB_ADDRESS"
-            )
+            raise NotImplementedError("the embedded ledger accepts no linked or imported accounts: set TB_ADDRESS")
         return await self._database.transact(lambda db: self._create(db, accounts))
 
     def _create(self, db: sqlite3.Connection, accounts: list[tb.Account]) -> list[tb.CreateAccountResult]:

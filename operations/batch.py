@@ -30,17 +30,17 @@ import tigerbeetle as tb
 from resonate.error import AlreadyRegisteredError, ApplicationError, ServerError
 
 from clients.account import account_of, check_new_uuid, check_request, promise_id
-from clients.claims import Claims, batch_of
-from clients.console import Unavailable
+from clients.command.console import Unavailable
 from clients.panic import Panic
-from clients.results import handle_of, read
-from clients.system_of_record import SystemOfRecord
-from clients.system_of_reference import SystemOfReference
-from clients.unexecutable import unexecutable
+from clients.promises.cannot_run import unexecutable
+from clients.promises.claims import Claims, batch_of
+from clients.promises.results import handle_of, read
+from clients.stores.system_of_record import SystemOfRecord
+from clients.stores.system_of_reference import SystemOfReference
 from create_account import DEADLINE, Outcome, commit_account, panic_if, stage_account
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable
 
     from resonate.context import Context
     from resonate.resonate import Resonate
@@ -146,8 +146,8 @@ async def judge(
     async def panic_of(uuid: str, guid: str) -> Panic | None:
         outcome = await step(ctx, uuid, guid)
         try:
-            panic_if(outcome.type == "exists_diff", f"{store} exists_diff", uuid, guid, outcome)
-            panic_if(outcome.type == "ordering_violated", "ordering violated", uuid, guid, outcome)
+            panic_if(outcome.type == "exists_diff", f"{store} exists_diff", uuid, outcome)
+            panic_if(outcome.type == "ordering_violated", "ordering violated", uuid, outcome)
         except Panic as panic:
             return panic
         return None
@@ -160,9 +160,7 @@ async def judge(
     return [(panic.condition, panic.uuid, panic.guid, panic.conflict[:length]) for panic in panics]
 
 
-async def settle(
-    ctx: Context, accounts: dict[str, str], panics: list[tuple[str, str, str, str]]
-) -> list[str]:
+async def settle(ctx: Context, accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -> list[str]:
     """Settle the claimed promises. Returns the uuids whose promises somebody else settled in another way."""
     results: dict[str, Any] = {uuid: {"uuid": uuid, "guid": guid} for uuid, guid in accounts.items()}
     results |= {panic[1]: Panic(*panic) for panic in panics}
@@ -173,7 +171,7 @@ async def settle(
 
 
 @types.coroutine
-def create_accounts(ctx: Context, uuids: list[str]) -> Generator[Any, Any, dict[str, Any]]:
+def create_accounts(ctx: Context, uuids: list[str]) -> Any:
     """Write last, read first, for a list. Returns `{"guids": [guid or None, ...], "newest": timestamp}`.
 
     The guids are in the order of the uuids. None: the uuid's own promise says what became of it.
@@ -200,10 +198,7 @@ def create_accounts(ctx: Context, uuids: list[str]) -> Generator[Any, Any, dict[
     created = without(to_commit, committed.panics)
 
     others = set((yield from ctx.run(settle, created, staged.panics + committed.panics).__await__()))
-    return {
-        "guids": [None if uuid in others else created.get(uuid) for uuid in uuids],
-        "newest": staged.newest,
-    }
+    return {"guids": [None if uuid in others else created.get(uuid) for uuid in uuids], "newest": staged.newest}
 
 
 def check_recorded(written: Written, accounts: dict[str, str]) -> None:
@@ -233,9 +228,7 @@ def register(resonate: Resonate, clients: Clients) -> Claims:
     return claims
 
 
-async def create_batch(
-    uuids: list[str], resonate: Resonate, clients: Clients
-) -> tuple[bool, list[str | None]]:
+async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -> tuple[bool, list[str | None]]:
     """Create the accounts as a batch, or resume it. Returns whether it had ended before, and the guids.
 
     TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid.
@@ -257,9 +250,7 @@ async def create_batch(
         return False, [None] * len(uuids)
     # Read first, here too.
     existing = await clients.record.guids_of_many(uuids, newer_than)
-    return ended, [
-        guids[uuid] if held == [guids[uuid]] else None for uuid, held in zip(uuids, existing, strict=True)
-    ]
+    return ended, [guids[uuid] if held == [guids[uuid]] else None for uuid, held in zip(uuids, existing, strict=True)]
 
 
 #: Of the batches that this process completes now: several accounts of a batch can be asked for at the same time.

@@ -9,26 +9,19 @@ After a move or a restore, an operator accepts the present store: `reference-2` 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from resonate.error import ServerError
-from resonate.resonate import Resonate
 from resonate.types import Value
 
-from .console import Unavailable
-from .resonate_server import server
+from clients.command.console import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    from resonate.resonate import Resonate
     from resonate.types import PromiseRecord
-
-    from .outages import Outages
-    from .settings import Settings
 
 #: A hundred years.
 LIFETIME_MS = 36_500 * 86_400_000
@@ -43,18 +36,6 @@ class Identity:
 
     def __str__(self) -> str:
         return f"store {self.store} and cluster {self.cluster}"
-
-
-@contextlib.asynccontextmanager
-async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
-    """Connect to the Resonate server. No workflow can run here: there is no function and no listener."""
-    assert settings.resonate_url is not None
-    requests = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
-    resonate = Resonate(**requests | {"sources": []})
-    try:
-        yield resonate
-    finally:
-        await resonate.stop()
 
 
 async def recorded(resonate: Resonate) -> tuple[int, Identity | None]:

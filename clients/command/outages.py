@@ -12,19 +12,11 @@ from typing import TYPE_CHECKING
 
 from resonate.error import ConnectorError, PlatformError
 
-from .console import Unavailable, print_diagnostic
+from clients.command import limits
+from clients.command.console import Unavailable, print_diagnostic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-
-#: Seconds that a store or server has for its first answer.
-FIRST_ANSWER_TIMEOUT_S = 5.0
-
-#: Seconds that a store or server has for each later answer. A run then gives up; the next run resumes.
-ANSWER_TIMEOUT_S = 30.0
-
-#: Seconds between two attempts of a worker, which does not give up.
-RETRY_INTERVAL_S = 0.5
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 class Outages:
@@ -88,41 +80,4 @@ class Outages:
                 self.report(outage, store)
                 if not (self.wait_forever and outage.passes):
                     raise PlatformError([ConnectorError(outage)]) from outage
-            await asyncio.sleep(RETRY_INTERVAL_S)
-
-
-class Batcher[Q, A]:
-    """Batch requests: those that arrive while one batch is in flight form the next batch."""
-
-    def __init__(self, send: Callable[[list[Q]], Coroutine[None, None, list[A]]]) -> None:
-        self._send = send
-        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
-        self._sending: asyncio.Task[None] | None = None
-
-    async def ask(self, request: Q) -> A:
-        """Return the answer, or raise the error of the whole batch."""
-        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, answer))
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send_waiting())
-        return await answer
-
-    async def drain(self) -> None:
-        """Wait until no request is waiting or in flight."""
-        if self._sending is not None:
-            await asyncio.wait({self._sending})  # unlike `await`, this does not pass on a cancellation
-
-    async def _send_waiting(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                answers = await self._send([request for request, _ in batch])
-            except Exception as error:  # noqa: BLE001 - those who asked get it
-                for _, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
-            else:
-                for (_, answer), value in zip(batch, answers, strict=True):
-                    if not answer.done():
-                        answer.set_result(value)
-        self._sending = None
+            await asyncio.sleep(limits.RETRY_INTERVAL_S)

@@ -29,14 +29,16 @@ from resonate.error import ConnectorError, ResonateError, ServerError
 from resonate.timing import Clock, now_ms
 from resonate_base import ORIGIN_HEADER
 
-from . import unexecutable
-from .console import Unavailable
-from .outages import FIRST_ANSWER_TIMEOUT_S, Outages
-from .sqlite_file import Database, check_identity, identity, open_private
+from clients.command import limits
+from clients.command.console import Unavailable
+from clients.promises import cannot_run
+from clients.stores.sqlite_file import Database, check_identity, identity, open_private
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from clients.command.outages import Outages
 
 #: Seconds between two attempts to lock the promises of a process that may be about to end.
 LOCK_RETRY_S = 0.05
@@ -124,7 +126,7 @@ class EmbeddedPromises(LocalConnection):
         request = unwrap_request_envelope(msgspec.json.decode(req))
         if request["kind"].startswith("schedule."):
             raise ServerError(501, "embedded promises have no schedules; start a Resonate server")
-        if request["kind"] == "task.release" and (cause := unexecutable.cause_of_release()):
+        if request["kind"] == "task.release" and (cause := cannot_run.cause_of_release()):
             self._unexecutable[request["id"]] = cause
             self._end_wait(request["id"])
             raise ConnectorError(cause)  # not released: the engine would offer it again at once, in a loop
@@ -143,7 +145,7 @@ class EmbeddedPromises(LocalConnection):
     def _end_wait(self, id_: str) -> None:
         """End a wait for a task that this process cannot execute. It keeps the lease, so that a second run waits, too."""
         if cause := self._unexecutable.get(id_):
-            message = OutgoingMessage(address="", message=unexecutable.message(id_, cause))
+            message = OutgoingMessage(address="", message=cannot_run.message(id_, cause))
             self._dispatch_messages([message])
 
     async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,9 +155,7 @@ class EmbeddedPromises(LocalConnection):
         names = [request["id"] for request in requests]
         async with self._entered(names) as origins:
             now = self._clock()
-            responses = [
-                origin.state.apply(now, request) for origin, request in zip(origins, requests, strict=True)
-            ]
+            responses = [origin.state.apply(now, request) for origin, request in zip(origins, requests, strict=True)]
             await self._save(dict(zip(names, origins, strict=True)))
         return responses
 
@@ -228,9 +228,7 @@ class EmbeddedPromises(LocalConnection):
     async def _save(self, origins: dict[str, _Origin]) -> None:
         """Write the changed origins in one transaction, and then send the messages that follow from the changes."""
         changed = {
-            name: snapshot
-            for name, origin in origins.items()
-            if (snapshot := origin.snapshot()) != origin.saved
+            name: snapshot for name, origin in origins.items() if (snapshot := origin.snapshot()) != origin.saved
         }
         outgoing = [message for origin in origins.values() for message in origin.state.outgoing]
         for origin in origins.values():
@@ -238,9 +236,7 @@ class EmbeddedPromises(LocalConnection):
         if changed:
             rows = [(name, snapshot.decode()) for name, snapshot in changed.items()]
             try:
-                check_identity(
-                    self._lock_path, identity(self._lock_fd)
-                )  # else another process may use them, too
+                check_identity(self._lock_path, identity(self._lock_fd))  # else another process may use them, too
                 await self._database.transact(
                     lambda db: db.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?)", rows)
                 )
@@ -281,7 +277,7 @@ async def _lock(path: Path) -> int:
     Raises `Unavailable`, naming the other process, if it does not end in time.
     """
     descriptor = open_private(path)
-    give_up = time.monotonic() + FIRST_ANSWER_TIMEOUT_S
+    give_up = time.monotonic() + limits.FIRST_ANSWER_TIMEOUT_S
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,20 +8,16 @@ from __future__ import annotations
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from .console import Unavailable
-from .postgres import PostgresReference
-from .sqlite_file import Database
+from clients.command.console import Unavailable
+from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from .outages import Outages
-    from .settings import Settings
-
-#: A uuid and its guid.
-type Row = tuple[str, str]
+    from clients.command.outages import Outages
+    from clients.stores.postgres import Row
 
 
 class Backend(Protocol):
@@ -62,10 +58,15 @@ class SystemOfReference:
         [rows] = await self.rows_of_many([(uuid, guid)])
         return rows
 
-    async def stage(self, uuid: str, guid: str) -> bool:
-        """Write the row. Returns False, and writes nothing, if a row has this uuid or this guid."""
-        [written] = await self.stage_many([(uuid, guid)])
-        return written
+    async def stage(self, uuid: str, guid: str) -> list[Row]:
+        """Write the row. If a row has this uuid or this guid, write nothing and return these rows."""
+        rows: list[Row] = []
+        while not rows:
+            [written] = await self.stage_many([(uuid, guid)])
+            if written:
+                return []
+            rows = await self.rows_of(uuid, guid)
+        return rows
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         """Return for each pair the rows that `rows_of` returns."""
@@ -75,7 +76,7 @@ class SystemOfReference:
         return rows
 
     async def stage_many(self, pairs: list[Row]) -> list[bool]:
-        """Write the rows, and return for each what `stage` returns. All are written in one transaction."""
+        """Write the rows, and return for each whether it was written. All are written in one transaction."""
 
         async def write() -> list[bool]:
             try:
@@ -133,20 +134,8 @@ class SqliteReference:
 
     async def identity(self) -> str:
         def read(db: sqlite3.Connection) -> Any:
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS reference (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT)"
-            )
+            db.execute("CREATE TABLE IF NOT EXISTS reference (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT)")
             db.execute("INSERT INTO reference VALUES (1, ?) ON CONFLICT DO NOTHING", (uuids.uuid4().hex,))
             return db.execute("SELECT id FROM reference").fetchone()[0]
 
         return str(await self._database.transact(read))
-
-
-def open_reference(settings: Settings, outages: Outages) -> SystemOfReference:
-    """Return the System of Reference that the settings name, not yet open."""
-    backend: Backend
-    if settings.reference_url is None:
-        backend = SqliteReference(settings.data_dir / "accounts.db")
-    else:
-        backend = PostgresReference(settings.reference_url)
-    return SystemOfReference(backend, outages)

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import tigerbeetle as tb
 
-from . import outages as limits
-from .account import accounts_after, accounts_of, id_of, newest_account, owner_of
-from .console import Unavailable
-from .outages import Batcher, Outages
+from clients.account import accounts_after, accounts_of, id_of, newest_account, owner_of
+from clients.command import limits
+from clients.command.console import Unavailable
+from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from clients.command.outages import Outages
 
 
 class Ledger(Protocol):
     """The requests that the example makes, as `tigerbeetle.ClientAsync` and `EmbeddedLedger` answer them."""
 
-    def create_accounts(
-        self, accounts: list[tb.Account], /
-    ) -> Coroutine[Any, Any, list[tb.CreateAccountResult]]: ...
+    def create_accounts(self, accounts: list[tb.Account], /) -> Coroutine[Any, Any, list[tb.CreateAccountResult]]: ...
     def lookup_accounts(self, accounts: list[int], /) -> Coroutine[Any, Any, list[tb.Account]]: ...
     def query_accounts(self, query_filter: tb.QueryFilter, /) -> Coroutine[Any, Any, list[tb.Account]]: ...
     async def close(self) -> None: ...
@@ -77,12 +77,20 @@ class SystemOfRecord:
         if client is not None:
             await client.close()
 
-    async def create(self, account: tb.Account) -> tb.CreateAccountStatus:
-        """Create the account and return TigerBeetle's status. Accounts in flight share a request."""
-        tb.CAccount.from_param(
-            account
-        )  # an account that cannot be encoded fails here, before it joins a batch
-        return await self._outages.keep_pending(self._store, lambda: self._creating.ask(account))
+    async def create(self, account: tb.Account) -> tb.Account | None:
+        """Create the account. If an account has this guid, create nothing and return that account.
+
+        Accounts in flight share a request. Raises ValueError if TigerBeetle rejects the account.
+        """
+        tb.CAccount.from_param(account)  # an account that cannot be encoded fails here, before it joins a batch
+        status = await self._outages.keep_pending(self._store, lambda: self._creating.ask(account))
+        if status == tb.CreateAccountStatus.CREATED:
+            return None
+        # The account that is there decides, not the status: a transfer can have closed it, which changes its flags.
+        existing = await self.lookup(str(account.id))
+        if existing is None:
+            raise ValueError(f"TigerBeetle rejected the account {account.id}: {status!r}")
+        return existing
 
     async def create_many(self, accounts: list[tb.Account]) -> list[tb.CreateAccountStatus]:
         """Create the accounts and return their statuses."""
@@ -97,10 +105,7 @@ class SystemOfRecord:
 
         One scan finds the newer accounts, unless there are many more of them than uuids.
         """
-        if (
-            newer_than is not None
-            and (newer := await self._newer(newer_than, 2 * len(uuids) + 100)) is not None
-        ):
+        if newer_than is not None and (newer := await self._newer(newer_than, 2 * len(uuids) + 100)) is not None:
             owned: dict[int, list[str]] = {}
             for account in newer:
                 owned.setdefault(account.user_data_128, []).append(str(account.id))
@@ -158,9 +163,7 @@ class SystemOfRecord:
         return statuses
 
     async def _keep_pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
-        return await self._outages.keep_pending(
-            self._store, lambda: self._ask(request, limits.ANSWER_TIMEOUT_S)
-        )
+        return await self._outages.keep_pending(self._store, lambda: self._ask(request, limits.ANSWER_TIMEOUT_S))
 
     async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         """Make the request until it is answered. Every request may be repeated safely."""

@@ -1,0 +1,1 @@
+"""The durable promises. This changes with the Resonate SDK and its server."""

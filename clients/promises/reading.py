@@ -1,0 +1,133 @@
+"""Read durable promises without a lease, and change nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from resonate.error import ResonateError, ServerError
+from resonate.types import PromiseRecord, Value
+
+from clients.promises.claims import CODEC, batch_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from resonate.resonate import Resonate
+
+    from clients.stores.read_only import ReadOnly
+
+#: Promises per page. A Resonate server can answer this many.
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A durable promise. Its value is JSON; the pickles in it are not loaded."""
+
+    id: str
+    state: str
+    value: Any
+    param: Any = None
+    target: str | None = None  # who executes it; None if nobody does
+    batch: str | None = None  # the batch that has claimed the account of a pending promise
+
+    @property
+    def message(self) -> str:
+        """What a rejected promise says, in one line."""
+        message = self.value.get("message", "") if isinstance(self.value, dict) else ""
+        return " ".join(str(message).split())
+
+    @property
+    def uuid(self) -> str | None:
+        """The uuid that a resolved promise records; None for any other promise."""
+        return self._result("uuid")
+
+    @property
+    def guid(self) -> str | None:
+        """The guid that a resolved promise records; None for any other promise."""
+        return self._result("guid")
+
+    def _result(self, name: str) -> str | None:
+        if self.state != "resolved" or not isinstance(self.value, dict):
+            return None
+        return str(self.value.get(name))
+
+
+def embedded(promises: ReadOnly) -> Callable[[str], Awaitable[Promise | None]]:
+    async def get(id_: str) -> Promise | None:
+        for (state,) in await promises.read("SELECT state FROM origins WHERE origin = ?", id_):
+            return _decoded(_record(msgspec.json.decode(state)["promises"][id_]))
+        return None
+
+    return get
+
+
+def embedded_unresolved(promises: ReadOnly) -> Callable[[], AsyncIterator[Promise]]:
+    async def search() -> AsyncIterator[Promise]:
+        last, select = "", "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
+        while page := await promises.read(select, last, PAGE):
+            for origin, state in page:
+                promise = msgspec.json.decode(state)["promises"].get(origin)
+                if promise is not None and promise["state"] != "resolved":
+                    yield _decoded(_record(promise))
+            last = page[-1][0]
+
+    return search
+
+
+def _record(promise: dict[str, Any]) -> PromiseRecord:
+    """Return a promise of the embedded engine as a server would."""
+    return msgspec.convert(
+        {
+            "id": promise["id"],
+            "state": promise["state"],
+            "param": promise["param"] or {},
+            "value": promise["value"] or {},
+            "tags": promise["tags"],
+            "timeoutAt": promise["timeout_at"],
+        },
+        PromiseRecord,
+    )
+
+
+def served(resonate: Resonate) -> Callable[[str], Awaitable[Promise | None]]:
+    async def get(id_: str) -> Promise | None:
+        try:
+            promise = await resonate.promises.sender.promise_get(id_)
+        except ServerError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return _decoded(promise)
+
+    return get
+
+
+def served_unresolved(resonate: Resonate) -> Callable[[], AsyncIterator[Promise]]:
+    async def search() -> AsyncIterator[Promise]:
+        for state in ("rejected", "rejected_canceled", "rejected_timedout", "pending"):
+            cursor, more = None, True
+            while more:
+                page = await resonate.promises.sender.promise_search(state, None, PAGE, cursor)
+                for promise in page.promises:
+                    if ":" not in promise.id:  # else it is a step
+                        yield _decoded(promise)
+                cursor, more = page.cursor, page.cursor is not None
+
+    return search
+
+
+def _decoded(promise: PromiseRecord) -> Promise:
+    """Return the promise. What cannot be decoded is None."""
+
+    def decode(value: Value) -> Any:
+        with contextlib.suppress(ResonateError, msgspec.MsgspecError):
+            return CODEC.decode(value)
+        return None
+
+    target, batch = promise.tags.get("resonate:target"), batch_of(promise)
+    return Promise(promise.id, promise.state, decode(promise.value), decode(promise.param), target, batch)
