@@ -549,7 +549,7 @@ def test_failed_step_is_retried_for_decades() -> None:
     run(main())
 
 
-# -- Handles and leases: clients/promises/results.py, operations/backfill.py 
+# -- Handles and leases: clients/promises/results.py, operations/backfill.py
 
 
 def test_handle_waits_for_a_promise_whose_creation_failed() -> None:

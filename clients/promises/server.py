@@ -315,8 +315,10 @@ class Requests(HttpConnection):
         head = {"corrId": uuid.uuid4().hex, "version": PROTOCOL_VERSION}
         request = Request("task.get", {"id": task_id}, head | ({"auth": self._auth} if self._auth else {}))
         now, timeout_s = asyncio.get_running_loop().time, limits.ANSWER_TIMEOUT_S
-        # Each later run of this task in this process gives up at the same time: many accounts can wait for one batch.
-        give_up = self._give_up.setdefault(task_id, now() + timeout_s)
+        # The next runs of this task in this process give up at the same time: many accounts can wait for one batch.
+        if now() > self._give_up.get(task_id, -timeout_s) + timeout_s:
+            self._give_up[task_id] = now() + timeout_s
+        give_up = self._give_up[task_id]
         with contextlib.suppress(ResonateError):  # stopping, or an outage that is reported
             while task_id not in self._leased_tasks:
                 if now() > give_up:
