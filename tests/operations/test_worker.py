@@ -341,7 +341,7 @@ def assert_waits(
 
     assert_exist(world, asyncio.run(main()), uuids)
     assert len(serving.said()) == 3
-    assert serving.said(words) == serving.said("this worker waits until it recovers")
+    assert serving.said(words) == serving.said("this process waits until it recovers")
     assert serving.said("is available again") == serving.said()[2:]
 
 
