@@ -344,7 +344,8 @@ class Program:
     async def create(self, uuid: str, *lacks: str) -> tuple[str, Any]:
         resonate: Any = Resonate(self, frozenset(lacks))
         try:
-            return "done", (uuid, await starter.create(uuid, resonate, self._clients()))
+            guid, _ = await starter.create(uuid, resonate, self._clients())
+            return "done", (uuid, guid)
         except Halted:
             return "panic", None
         except Unexecutable:
