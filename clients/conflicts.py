@@ -19,7 +19,7 @@ def lost_row(reference: SystemOfReference, existing_guids: list[str]) -> str:
 
 
 async def other_rows(reference: SystemOfReference, record: SystemOfRecord, rows: list[Row]) -> str:
-    """Name the rows, and whether TigerBeetle holds their accounts."""
+    """Name the rows, and say whether TigerBeetle holds their accounts."""
     staged = []
     for uuid, guid in rows:
         holds = "holds" if await record.lookup(guid) else "does not hold"
@@ -28,12 +28,12 @@ async def other_rows(reference: SystemOfReference, record: SystemOfRecord, rows:
 
 
 def not_staged(reference: SystemOfReference, existing_guids: list[str], rows: list[Row], guid: str) -> str:
-    stages = "stages" if len(rows) == 1 and rows[0][1] == guid else "no longer stages"
-    return f"{reference.name} {stages} this guid, and TigerBeetle holds {listed(existing_guids)} for this uuid"
+    stages = "stages" if any(staged == guid for _, staged in rows) else "no longer stages"
+    return f"{reference.name} {stages} guid {guid}, and TigerBeetle holds {listed(existing_guids)}"
 
 
 def other_account(existing: tb.Account, uuid: str) -> str:
-    return f"TigerBeetle's account has {', '.join(differences(existing, uuid))}"
+    return f"TigerBeetle's account {existing.id} has {', '.join(differences(existing, uuid))}"
 
 
 def listed(guids: list[str]) -> str:

@@ -1,30 +1,28 @@
-"""The exception that halts a workflow for an operator.
+"""The exception that stops a workflow for good.
 
-It has a module of its own because the SDK stores an exception under its module's name: the name must not
-depend on how the program was started.
+The SDK stores an exception under the name of its module. So this name must not change, and it must not depend on how
+the program was started: in create_account.py it would be `__main__.Panic`.
 """
 
 from __future__ import annotations
+
+import shlex
 
 from resonate.error import ResonateError
 
 from clients.command.console import HALTED
 
-PANIC_ADVICE = {
-    "TigerBeetle exists_diff": "TigerBeetle has this guid with different fields; find out which program created that account.",
-    "ordering violated": "The System of Reference was lost, was rolled back, or belongs to another host; do not create a second account.",
-}
-REFERENCE_ADVICE = (
-    "This step wrote nothing. The account exists only if TigerBeetle holds the guid that is staged for this uuid."
-)
+
+def check_command(uuid: str) -> str:
+    """Return the command that shows what the promises and both stores hold for the uuid."""
+    return f"python -m operations check -- {shlex.quote(uuid)}"
 
 
 class Panic(ResonateError):
-    """Halts the workflow: the stores contradict each other, and an operator must decide.
+    """The stores contradict each other, so the workflow stops for good, and an operator decides.
 
-    It rejects the workflow's durable promise, so a rerun gets the same answer and runs no step. The code and
-    the type are those of the TypeScript SDK's `context.panic`. `condition` is "ordering violated", or a store's
-    name and "exists_diff".
+    It rejects the workflow's durable promise. So a rerun gets the same panic and runs no step. `condition` is "ordering
+    violated", or a store's name and "exists_diff". The code is that of the TypeScript SDK's `context.panic`.
     """
 
     code, type = str(HALTED), "Panic"
@@ -34,6 +32,4 @@ class Panic(ResonateError):
         self.condition, self.uuid, self.guid, self.conflict = condition, uuid, guid, conflict
 
     def __str__(self) -> str:
-        advice = PANIC_ADVICE.get(self.condition, REFERENCE_ADVICE)
-        subject = f"PANIC: {self.condition} for uuid {self.uuid!r} with guid {self.guid}"
-        return f"{subject}: {self.conflict}. {advice} What to do: docs/operations.md"
+        return f"PANIC: {self.condition} for uuid {self.uuid!r}: {self.conflict}. Run: {check_command(self.uuid)}"

@@ -6,9 +6,10 @@ So this command may write, under a durable promise of its own:
 - A row is staged, and TigerBeetle holds no account for the uuid: the row's own guid is committed.
 - TigerBeetle holds one account for the uuid, and there is no row: its row is staged again.
 - Neither, and `--again`: `create_account` runs once more, with a new guid.
-- Both, and they agree: nothing is written. If a promise names another guid, a line says so.
+- Both, and they agree: no store is written. If a promise names another guid, a line says so.
 
-Then it prints the same two lines as `create_account.py`, read from the stores, each time it is run.
+Then it prints the same two lines as `create_account.py`, read from the stores, each time it is run. From then on,
+`create_account.py` prints the account, too.
 
 The promise ids are `attempt-<number>-create-account-<uuid>`, from 2. An attempt begins only after all earlier
 attempts are settled; a pending attempt is resumed.
@@ -121,14 +122,16 @@ def decide(state: AccountState, *, again: bool) -> Attempt | None:
             raise Refused(f"promise {first} is pending{waits}; to resume it, run {command}")
         return Attempt(promises[-1].id, create_account, (uuid,))  # the promise records which workflow it is
 
-    if state.agrees:
+    next_id = promise_id(uuid, len(promises) + 1)
+    if state.agrees and promises[-1].state == "resolved":
         return None
+    if state.agrees:  # the next promise records that the account is adopted
+        return Attempt(next_id, stage_committed, (uuid, str(state.guid)))
 
     lost = state.broken_promises()
     if state.contradictions() or any(promise.guid != state.guid for promise in lost):
         raise Refused("; ".join(state.reasons()))
 
-    next_id = promise_id(uuid, len(promises) + 1)
     if state.accounts:
         return Attempt(next_id, stage_committed, (uuid, str(state.accounts[0].id)))
     if state.guid is None and not again:

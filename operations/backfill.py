@@ -40,7 +40,6 @@ from tqdm import tqdm
 from clients.account import UUID_MAX_CHARACTERS, check_new_uuid, check_uuid
 from clients.command.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
 from clients.promises.cannot_run import Unexecutable
-from clients.promises.results import Claimed, confirmed_guid, settled
 from create_account import connect
 from operations.batch import BYTES_MAX, create_batch, size_of
 from operations.create import create
@@ -195,13 +194,7 @@ class Backfill:
     async def _single(self, uuid: str) -> Account:
         """Create one account, or say what became of it, as `create_account.py` does."""
         try:
-            promise = None
-            with contextlib.suppress(Claimed):
-                promise = await settled(self._resonate, uuid)
-            if promise is not None:
-                guid = await confirmed_guid(promise, uuid, self._resonate, self._clients.record)
-                return Account(uuid, guid, existed=True)
-            return Account(uuid, await create(uuid, self._resonate, self._clients))
+            return Account(uuid, *await create(uuid, self._resonate, self._clients))
         except UsageError as error:
             return Account(uuid, invalid=str(error))
         except (Halted, Unexecutable) as halted:

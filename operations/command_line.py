@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from typing import NoReturn
 
 from clients.account import UUID_MAX_CHARACTERS, check_uuid
 from clients.command.console import log_to_stderr, print_diagnostic
 from clients.settings import Settings
+
+EXIT_STATUSES = """\
+Exit status:
+  0    the account exists
+  1    a store, a server or a setting is unavailable or invalid; run again later, nothing is lost
+  2    the command line or the uuid is invalid
+  98   an operator must decide: `python -m operations check UUID` shows what the stores hold
+  130  Ctrl-C; run again to resume
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says how to write a uuid which begins with a dash."""
+
+    def error(self, message: str) -> NoReturn:
+        if any(argument.startswith("-") for argument in sys.argv[1:]) and "--" not in sys.argv:
+            message += "; if the uuid begins with a dash, write -- before it"
+        super().error(message)
 
 
 def add_uuid(parser: argparse.ArgumentParser) -> None:
@@ -19,19 +39,14 @@ def add_uuid(parser: argparse.ArgumentParser) -> None:
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
+    # SUPPRESS: a command's parser does not reset what was given before the command.
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="write debug logs of the SDK and clients to stderr"
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="write debug logs of the SDK and clients to stderr",
     )
-
-
-def parse_uuid(program: str, description: str) -> tuple[str, Settings]:
-    """Read the command line of a program whose only argument is a uuid, and the settings."""
-    parser = argparse.ArgumentParser(program, description=description)
-    add_uuid(parser)
-    add_verbose(parser)
-    arguments, settings = parse(parser)
-    print_embedded_notice(settings)
-    return arguments.uuid, settings
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings]:
@@ -42,7 +57,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings
             check_uuid(arguments.uuid)
         except ValueError as error:
             parser.error(str(error))
-    log_to_stderr(verbose=arguments.verbose)
+    log_to_stderr(verbose="verbose" in arguments)
     return arguments, Settings.read(os.environ)
 
 

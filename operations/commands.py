@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 
-from clients.command.console import run_async
-from operations.command_line import add_uuid, add_verbose, parse, print_embedded_notice
+from clients.command.console import USAGE, run_async
+from operations.command_line import Parser, add_uuid, add_verbose, parse, print_embedded_notice
 
 #: Accounts of a batch: with more, backfill is not faster.
 CHUNK = 1000
@@ -18,64 +19,157 @@ DESCRIPTION = """\
 Commands for operators of create_account.py.
 
   check UUID           Does this account exist? Prints what the promises and both stores hold.
+  list                 Which uuids, rows and accounts do the stores hold? For small numbers.
   audit                Do TigerBeetle and the System of Reference agree about all accounts?
-  halted               Which accounts are halted, and why?
+  halted               Which accounts stopped with a panic, or cannot be executed, and why?
   adopt UUID           After a panic: finish the account. With --again: create it if nothing is left.
   backfill [FILE]      Create an account for each uuid of a list, one per line.
   reference            Which store is the System of Reference? With --accept: record the present store.
   worker               Create the accounts that other programs request from a Resonate server.
 
-check, audit and halted change nothing. All commands read the same settings as create_account.py.
-`%(prog)s COMMAND --help` explains one command.
+check, list, audit and halted change nothing. All commands read the same environment variables as create_account.py:
+see README.md, 'Settings'. `%(prog)s COMMAND --help` explains one command.
 """
+
+COMMON = """\
+  1    a store, a server or a setting is unavailable or invalid
+  2    the command line is invalid
+  130  Ctrl-C
+"""
+
+#: What each command decides, and its exit statuses besides the common ones.
+HELP = {
+    "check": """\
+Does this account exist? Reads the promises and both stores, and changes nothing. The last line is the verdict.
+
+Exit status:
+  0    exists: TigerBeetle holds the account, and its row exists
+  3    staged: a row exists, but no account. The account does not exist yet
+  4    unreferenced: TigerBeetle holds an account, but there is no row
+  5    absent: neither
+  98   conflict: the stores contradict each other, or a resolved promise; the line says how
+""",
+    "list": """\
+List each uuid with its guid, and whether it has a row, an account and a promise. Changes nothing.
+An account without a row has no known uuid, because TigerBeetle holds only a hash of it.
+
+Exit status:
+  0    the list is complete
+""",
+    "audit": """\
+Do the two stores agree? Reads all of both, and changes nothing. One finding per line:
+
+  unreferenced   TigerBeetle holds an account, but there is no row for it
+  staged         a row has no account, and no pending promise will create it
+  conflict       the stores disagree about an account, or a resolved promise has no account
+
+Exit status:
+  0    the stores agree
+  98   there are findings
+""",
+    "halted": """\
+Which accounts are halted, and why? Reads all promises, and changes nothing. An account is halted if its promise was
+rejected (a panic) or canceled, or if this program cannot execute it. `adopted`: both stores hold the account by now.
+A resolved promise whose account is lost is no halted account: `audit` and `check` find it.
+
+Exit status:
+  0    no account is halted
+  98   at least one account is halted and not adopted
+""",
+    "adopt": """\
+After a panic: finish the account, and print the same two lines as create_account.py. Run it again at any time.
+
+It commits an account that is staged, or stages the row of an account that exists. It refuses, and changes nothing, if
+the promise is pending or not found, or if an operator must decide first, because it would create a second account.
+
+Exit status:
+  0    the account exists
+  98   refused, or another panic
+""",
+    "backfill": """\
+Create an account for each uuid of a list, once. One uuid per line, UTF-8. Prints uuid<TAB>guid in the order of the
+input. If it is interrupted, run it again with the same input: it prints the whole result.
+
+Exit status:
+  0    all accounts exist
+  2    a line is invalid; it is named and skipped
+  98   an account is halted; it is named at the end
+""",
+    "reference": """\
+Which store is the System of Reference? All processes of a Resonate server must use the same one, and the same
+TigerBeetle cluster. A durable promise records both, and a process that uses others refuses to work.
+
+Exit status:
+  0    the record and the present store agree
+  98   they differ
+""",
+    "worker": """\
+Create the accounts that other programs request from the Resonate server of RESONATE_URL, until SIGTERM or Ctrl-C.
+
+Exit status:
+  0    SIGTERM, after the tasks in progress are released
+""",
+}
+
+#: The module of each command.
+MODULES = {
+    "check": "operations.check",
+    "list": "operations.list",
+    "audit": "operations.audit",
+    "halted": "operations.halted",
+    "adopt": "operations.adopt",
+    "backfill": "operations.backfill",
+    "reference": "operations.reference",
+    "worker": "operations.worker",
+}
 
 
 def main() -> int:
-    arguments, settings = parse(_parser())
+    parser = _parser()
+    if len(sys.argv) == 1:
+        parser.print_help(sys.stderr)
+        return USAGE
+    arguments, settings = parse(parser)
     given = vars(arguments)
     command = given.pop("command")
-    del given["verbose"]
+    given.pop("verbose", None)
     if command != "worker":  # a worker uses nothing embedded
         print_embedded_notice(settings)
-    module = importlib.import_module(f"operations.{command}")
+    module = importlib.import_module(MODULES[command])
     return int(run_async(module.run(settings=settings, **given)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m operations", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m operations", description=DESCRIPTION, formatter_class=layout)
+    add_verbose(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help="see above")
-
-    def add(name: str, description: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, description=description)
+    parsers = {
+        name: commands.add_parser(name, description=text + COMMON, formatter_class=layout)
+        for name, text in HELP.items()
+    }
+    for command in parsers.values():
         add_verbose(command)
-        return command
-
-    add_uuid(add("check", "Does this account exist? Reads everything and changes nothing."))
-    add("audit", "Do the two stores agree? Reads all of both and changes nothing.")
-    add("halted", "Which accounts are halted, and why? Reads all promises and changes nothing.")
-    adopt = add("adopt", "After a panic: finish the account.")
-    add_uuid(adopt)
-    adopt.add_argument(
+    add_uuid(parsers["check"])
+    add_uuid(parsers["adopt"])
+    parsers["adopt"].add_argument(
         "--again",
         action="store_true",
         help="create a new account if nothing is staged, or recreate one that TigerBeetle lost",
     )
-    backfill = add("backfill", "Create an account for each uuid of a list, once.")
-    backfill.add_argument(
+    parsers["backfill"].add_argument(
         "file", metavar="FILE", nargs="?", help="uuids, one per line; without FILE they are read from stdin"
     )
-    backfill.add_argument(
+    parsers["backfill"].add_argument(
         "--chunk",
         metavar="N",
         type=_chunk,
         default=CHUNK,
         help=f"accounts in a batch, 1 to {CHUNK_MAX}; %(default)s by default",
     )
-    reference = add("reference", "Which store is the System of Reference?")
-    reference.add_argument("--accept", action="store_true", help="record the present store, after a restore or a move")
-    add("worker", "Create the accounts that other programs request from a Resonate server.")
+    parsers["reference"].add_argument(
+        "--accept", action="store_true", help="record the present store, after a restore or a move"
+    )
     return parser
 
 

@@ -1,40 +1,105 @@
-"""Create one account: what `python create_account.py UUID` starts."""
+"""Create one account: the command that `python create_account.py UUID` starts."""
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from clients.account import promise_id
-from clients.command.console import print_result, run_async
-from clients.promises.results import Claimed, confirmed_guid, settled
+from clients.command.console import Halted, print_diagnostic, print_result, run_async
+from clients.promises.claims import CODEC
+from clients.promises.results import Claimed, confirmed_guid, read, settled
 from create_account import DEADLINE, connect, create_account
 from operations.batch import complete
-from operations.command_line import parse_uuid
+from operations.command_line import EXIT_STATUSES, Parser, add_uuid, add_verbose, parse, print_embedded_notice
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
+    from resonate.types import PromiseRecord
 
     from clients.opening import Clients
     from clients.settings import Settings
 
+DESCRIPTION = f"""\
+Create an account, once, and print its uuid and its guid. If the account exists, the same lines are printed.
+Without settings, no server is needed. README.md, 'Settings', explains the environment variables.
 
-async def create(uuid: str, resonate: Resonate, clients: Clients) -> str:
-    """Create the account, or resume its creation, and return its guid. Raises `Halted` for an operator."""
+{EXIT_STATUSES}"""
+
+#: The steps of `create_account`, in their order. The promise of step 2 is `create-account-<uuid>:2`.
+STEPS = ("generate the guid", "stage the row", "commit the account")
+
+
+async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, bool]:
+    """Create the account, or resume its creation. Returns its guid, and whether it existed before.
+
+    Raises `Halted` if an operator must decide.
+    """
     start = resonate.options(timeout=DEADLINE).run
     while True:
         try:
-            promise = await settled(resonate, uuid) or start(promise_id(uuid), create_account, uuid)
-            return await confirmed_guid(promise, uuid, resonate, clients.record)
-        except Claimed as claimed:
+            finished = await settled(resonate, uuid)
+            promise = finished or start(promise_id(uuid), create_account, uuid)
+            return await confirmed_guid(promise, uuid, resonate, clients.record), finished is not None
+        except Claimed as claimed:  # by a backfill: finish its batch, and look again
             await complete(claimed.batch, uuid, resonate, clients)
+        except Halted:
+            if (guid := await adopted_guid(uuid, resonate, clients)) is None:
+                raise
+            return guid, True
 
 
-async def run(uuid: str, settings: Settings) -> str:
+async def adopted_guid(uuid: str, resonate: Resonate, clients: Clients) -> str | None:
+    """Return the account's guid if an operator has adopted it after a panic and both stores hold it, else None."""
+    last: PromiseRecord | None = None
+    number = 1
+    while (promise := await read(resonate, promise_id(uuid, number := number + 1))) is not None:
+        last = promise
+    if last is None or last.state != "resolved":
+        return None
+    guid = str(CODEC.decode(last.value)["guid"])
+    rows = await clients.reference.rows_of(uuid, guid)
+    if await clients.record.guids_of(uuid) != [guid] or rows != [(uuid, guid)]:
+        return None
+    print_diagnostic(f"promise {promise_id(uuid)} is rejected, but an operator has adopted the account: {last.id}")
+    return guid
+
+
+async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
+    """Return the saved results of the steps of the uuid's first run, in words."""
+    results: list[str] = []
+    for number, name in enumerate(STEPS, 1):
+        promise = await read(resonate, f"{promise_id(uuid)}:{number}")
+        if promise is None or promise.state == "pending":
+            break
+        result = CODEC.decode(promise.value) if promise.state == "resolved" else promise.state
+        if isinstance(result, dict):
+            result = ": ".join(filter(None, (result["type"], result["conflict"])))
+        results.append(f"step {number}, {name}: {result}")
+    return results
+
+
+async def run(uuid: str, settings: Settings, *, steps: bool) -> str:
+    """Create the account and return its guid. `steps`: say on stderr what each step did, and when."""
     async with connect(settings) as (resonate, clients):
-        return await create(uuid, resonate, clients)
+        before = await saved_steps(uuid, resonate) if steps else []
+        try:
+            guid, _ = await create(uuid, resonate, clients)
+        finally:
+            if steps:
+                for number, step in enumerate(await saved_steps(uuid, resonate)):
+                    print_diagnostic(f"{step} ({'saved before' if number < len(before) else 'ran now'})")
+        return guid
 
 
 def main() -> int:
-    uuid, settings = parse_uuid("create_account.py", "Create an account, once.")
-    print_result(f"UUID: {uuid}\nGUID: {run_async(run(uuid, settings))}")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser("create_account.py", description=DESCRIPTION, formatter_class=layout)
+    add_uuid(parser)
+    parser.add_argument("--steps", action="store_true", help="say on stderr what each step did, and when")
+    add_verbose(parser)
+    arguments, settings = parse(parser)
+    print_embedded_notice(settings)
+    guid = run_async(run(arguments.uuid, settings, steps=arguments.steps))
+    print_result(f"UUID: {arguments.uuid}\nGUID: {guid}")
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from resonate.error import ConnectorError, PlatformError
 
@@ -23,21 +23,30 @@ class Outages:
     """The outages of one process.
 
     A command ends at its first outage: `interrupting` raises it. A worker sets `wait_forever`: its steps
-    wait until the outage is over, and stderr gets one line when it begins and one when it ends.
+    wait until the outage is over, and stderr gets one line when it begins and one when it ends. An application does
+    the same, and `result_or_raise` raises the outage to each of its callers.
     """
 
     def __init__(self) -> None:
         self.wait_forever = False
+        self._callers: set[asyncio.Future[NoReturn]] | None = None
         self._first: Unavailable | None = None
         self._interrupted: asyncio.Task[object] | None = None
         self._ongoing: set[str] = set()
 
+    def waits_for_end(self, outage: Unavailable) -> bool:
+        """Return whether a step waits until the outage is over."""
+        return self.wait_forever and (outage.passes or self._callers is not None)
+
     def report(self, outage: Unavailable, store: str = "") -> None:
         """End the command: raise the outage in the task of `interrupting`, or from another task cancel that one."""
-        if self.wait_forever and outage.passes:
+        for caller in self._callers or ():
+            if not caller.done():
+                caller.set_exception(outage)
+        if self.waits_for_end(outage):
             if store not in self._ongoing:
                 self._ongoing.add(store)
-                print_diagnostic(f"{outage}; this worker waits until it recovers")
+                print_diagnostic(f"{outage}; this process waits until it recovers")
         elif self._first is None:
             self._first = outage
             task = self._interrupted
@@ -50,6 +59,20 @@ class Outages:
         if store in self._ongoing:
             self._ongoing.remove(store)
             print_diagnostic(f"{store} is available again")
+
+    async def result_or_raise[T](self, work: asyncio.Task[T]) -> T:
+        """Return the task's result, or raise the next outage. Then the task goes on, and resumes after the outage."""
+        outage: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
+        callers = self._callers = self._callers if self._callers is not None else set()
+        callers.add(outage)
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
+        try:
+            either: set[asyncio.Future[Any]] = {work, outage}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else outage.result()
+        finally:
+            callers.discard(outage)
+            outage.cancel()
 
     @contextlib.asynccontextmanager
     async def interrupting(self) -> AsyncIterator[None]:
@@ -78,6 +101,6 @@ class Outages:
                 return await request()
             except Unavailable as outage:
                 self.report(outage, store)
-                if not (self.wait_forever and outage.passes):
+                if not self.waits_for_end(outage):
                     raise PlatformError([ConnectorError(outage)]) from outage
             await asyncio.sleep(limits.RETRY_INTERVAL_S)

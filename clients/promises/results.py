@@ -11,7 +11,7 @@ from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
 from clients.account import check_new_uuid, promise_id
 from clients.command.console import Halted, Unavailable, UsageError
-from clients.panic import Panic
+from clients.panic import Panic, check_command
 from clients.promises.cannot_run import Unexecutable, unexecutable
 from clients.promises.claims import CODEC, batch_of
 
@@ -100,9 +100,13 @@ async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Reso
         raise
     except Exception as error:  # any class of error can be stored in a promise
         problem = f"{type(error).__name__}: {error}"
-        raise Halted(f"PANIC: promise {promise_id(uuid)} settled without an account: {problem}. {ADVICE}") from error
+        raise Halted(
+            f"PANIC: promise {promise_id(uuid)} settled without an account: {problem}. Run: {check_command(uuid)}"
+        ) from error
     if guid is None:
-        raise Halted(f"PANIC: promise {promise_id(uuid)} is resolved for uuid {result['uuid']!r}. {ADVICE}")
+        raise Halted(
+            f"CONFLICT: promise {promise_id(uuid)} is resolved for uuid {result['uuid']!r}. Run: {check_command(uuid)}"
+        )
     # Read first, here too: the System of Record decides whether the account exists.
     existing_guids = await record.guids_of(uuid)
     if existing_guids != [guid]:
@@ -110,13 +114,9 @@ async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Reso
     return guid
 
 
-ADVICE = "What to do: docs/operations.md"
-
-
 def account_mismatch_message(uuid: str, guid: str, existing_guids: list[str]) -> str:
     held = f"only {', '.join(existing_guids)}" if existing_guids else "no account"
     return (
-        f"PANIC: the promise records account {guid} for uuid {uuid!r}, but TigerBeetle holds {held} for this uuid: "
-        "the ledger was replaced or restored from an old backup, or another host uses its own System of "
-        f"Reference. {ADVICE}"
+        f"CONFLICT: the promise records account {guid} for uuid {uuid!r}, but TigerBeetle holds {held} for this uuid. "
+        f"Run: {check_command(uuid)}"
     )

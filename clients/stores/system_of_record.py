@@ -13,6 +13,7 @@ from clients.account import accounts_after, accounts_of, id_of, newest_account, 
 from clients.command import limits
 from clients.command.console import Unavailable
 from clients.stores.batcher import Batcher
+from clients.stores.io_uring import check_io_uring
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -45,11 +46,17 @@ def open_client(address: str, cluster: int) -> tb.ClientAsync:
 
 
 def connect(address: str, cluster: int) -> tb.ClientAsync:
-    """Start a TigerBeetle client. Raises `Unavailable` if the address is invalid."""
+    """Start a TigerBeetle client. Raises `Unavailable` if the address is invalid or the system does not let it start."""
+    check_io_uring()
     try:
         return tb.ClientAsync(cluster_id=cluster, replica_addresses=address)
     except (tb.client.InitError, UnicodeEncodeError) as error:
         reason = getattr(error.args[0], "name", "not ASCII")
+        if reason in ("UNEXPECTED", "OUT_OF_MEMORY", "SYSTEM_RESOURCES", "NETWORK_SUBSYSTEM"):
+            raise Unavailable(
+                f"the TigerBeetle client did not start ({reason}); raise this process's limits of memory, threads "
+                "and open files, and run again"
+            ) from error
         raise Unavailable(
             f"TB_ADDRESS={address!r} is invalid ({reason}); set it to ports or IP:port, separated by commas, "
             "such as 3000 or 127.0.0.1:3000; host names are not accepted"

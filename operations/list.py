@@ -1,0 +1,51 @@
+"""List what the stores and the promises hold: `python -m operations list`, for small numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clients.account import accounts_after, promise_id, uuid_of
+from clients.command.console import print_diagnostic, print_result
+from operations.reading import PAGE, is_uuid, open_readers
+
+if TYPE_CHECKING:
+    from clients.settings import Settings
+    from operations.reading import Readers
+
+
+async def run(settings: Settings) -> int:
+    async with open_readers(settings) as readers, readers.outages.interrupting():
+        lines = [("uuid", "guid", "row", "account", "promise"), *await table(readers)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print_result("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+async def table(readers: Readers) -> list[tuple[str, ...]]:
+    """Return a line for each row, for each account without a row, and for each other promise that is not resolved."""
+    accounts = [str(account.id) for account in await readers.record.query_accounts(accounts_after(0, PAGE))]
+    rows = await readers.reference.page(None, PAGE)
+    if PAGE in (len(accounts), len(rows)):
+        print_diagnostic(f"only the first {PAGE} rows and accounts are listed; `audit` counts all")
+    lines = []
+    for _, uuid, guid in rows:
+        held = guid in accounts or bool(await readers.record.lookup(guid))
+        lines.append((uuid, guid, "row", "account" if held else "no account"))
+    staged = {guid for _, _, guid in rows} | await readers.reference.staged_among(accounts)
+    lines += [("?", guid, "no row", "account") for guid in accounts if guid not in staged]
+    known = {uuid for uuid, *_ in lines}
+    async for promise in readers.unresolved():
+        uuid = uuid_of(promise.id)
+        if uuid is not None and uuid not in known and len(lines) < PAGE:
+            known.add(uuid)
+            lines.append((uuid, "", "no row", ""))
+    return [(*map(str, line), await state_of(line[0], readers)) for line in lines]
+
+
+async def state_of(uuid: object, readers: Readers) -> str:
+    """Return the state of the promise of the uuid's first run."""
+    if not (isinstance(uuid, str) and uuid != "?" and is_uuid(uuid)):
+        return ""
+    promise = await readers.promise(promise_id(uuid))
+    return "no promise" if promise is None else promise.state
