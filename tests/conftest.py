@@ -21,7 +21,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -39,9 +38,10 @@ from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import TABLES
 
 from .postgres import Postgres
+from .processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = (
@@ -150,7 +150,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def paused(process: subprocess.Popen[Any]) -> Iterator[None]:
+def paused(process: subprocess.Popen[Any] | Process) -> Iterator[None]:
     """Stop the process, and let it continue at the end of the block."""
     process.send_signal(signal.SIGSTOP)
     try:
@@ -193,27 +193,23 @@ class World:
         clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         return clean | {"PYTHONPATH": str(ROOT)} | self.env
 
-    def start(self, uuid: str, **env: str) -> subprocess.Popen[str]:
+    def process(self, *arguments: str, env: Mapping[str, str] | None = None, **streams: int | None) -> Process:
+        """Start `create_account.py` with these arguments, or `-m operations` and an operator's command."""
+        return Process(*arguments, env=self.environ() | dict(env or {}), cwd=self.directory, **streams)
+
+    def start(self, uuid: str, **env: str) -> Process:
         """Start the command with the crash points of `crash.py`, which explains the variables of `env`."""
         self.steps_file.write_text("")
         watched = {"STEPS_FILE": str(self.steps_file)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.crash", "--", uuid],
-            env=self.environ() | watched | env,
-            cwd=self.directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return self.process("--", uuid, env=watched | env)
 
-    def finish(self, process: subprocess.Popen[str]) -> Run:
-        with process:
-            try:
-                out, err = process.communicate(timeout=HANG_S)
-            finally:
-                process.kill()
+    def finish(self, process: Process) -> Run:
+        try:
+            out, err = process.communicate(timeout=HANG_S)
+        finally:
+            process.kill()
         assert "Traceback" not in err, err
-        return Run(process.returncode, out, err, self.steps_file.read_text().split())
+        return Run(process.wait(), out, err, self.steps_file.read_text().split())
 
     def run(self, uuid: str, *, crash: str = "", guid: str = "", days: int = 0, **env: str) -> Run:
         """Run the command to its end, or until it is killed at the point `crash`."""
@@ -223,7 +219,7 @@ class World:
         return run
 
     @contextlib.contextmanager
-    def paused_at(self, uuid: str, point: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    def paused_at(self, uuid: str, point: str, **env: str) -> Iterator[Process]:
         """Start the command and hold it at the point. It continues at the end of the block."""
         process, file = self.start(uuid, PAUSE=point, **env), self.steps_file.with_name("paused")
         wait_until(file.exists)
@@ -476,6 +472,12 @@ def pytest_configure() -> None:
     # A script that starts the suite in the background makes it ignore SIGINT. Child processes would inherit
     # that. They start with the default action if this process has a handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("deep"):
+            item.add_marker("slow")  # so that `-m "not slow"` leaves it out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,9 @@
-"""Run the real command in its own process, record its steps, and kill it with SIGKILL at a named point.
+"""Run a real command, record its steps, and kill it with SIGKILL at a named point.
 
     CRASH="after write 3" python -m tests.crash user-123
+    CRASH="after write 4" python -m tests.crash -m operations backfill FILE
 
-`create_account.py` has no switch for a crash. This program wraps what it calls, and reads from the
-environment:
+The program has no switch for a crash. This one wraps what the program calls, and reads from the environment:
 
 - `CRASH`: where to kill it, one of `POINTS` (a backfill: one of `BATCH_POINTS`), such as `after write 3` (step 3 is written, but its result is not saved)
 - `STEPS_FILE`: a file that gets a line for each step that runs, when its result is about to be saved
@@ -13,8 +13,11 @@ environment:
 - `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
 - `FILE_SIZE`: the largest size of a file in bytes, as on a full disk
 - `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
-- `RAISE`: where an unexpected error is raised, one of `BATCH_POINTS`
 - `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
+- `SILENCE`, `RELEASE`: seconds of a worker: `SILENCE_TIMEOUT_S` and `RELEASE_TIMEOUT_S`
+- `RAISE`: where an unexpected error is raised, one of `BATCH_POINTS`
+- `SINGLE_RUNS`: a backfill creates all accounts as single runs
+- `FORGET`: a workflow that a worker does not know, as if it was of an older release
 - `RESOLVER_HANGS`: the file that is made when a host name is looked up. The look-up never ends
 - `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
 """
@@ -36,9 +39,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from resonate.context import Context
+
+COMMANDS = ("check", "audit", "halted", "adopt", "backfill", "reference", "worker")
 
 STEPS = ("1", "2", "3")
 BATCH_STEPS = ("1", "2", "3", "4", "5")
@@ -111,6 +116,10 @@ def set_limits() -> None:
         resonate_server.LEASE = timedelta(seconds=float(lease))
     if refresh := os.environ.get("REFRESH"):
         resonate_server.REFRESH_INTERVAL_S = int(refresh)
+    if silence := os.environ.get("SILENCE"):
+        resonate_server.SILENCE_TIMEOUT_S = float(silence)  # type: ignore[assignment]
+    if release := os.environ.get("RELEASE"):
+        resonate_server.RELEASE_TIMEOUT_S = float(release)
     if first_answer := os.environ.get("FIRST_ANSWER"):
         limits.FIRST_ANSWER_TIMEOUT_S = float(first_answer)
     if patience := os.environ.get("PATIENCE"):
@@ -198,6 +207,11 @@ def watch_promises(*, batches: bool) -> None:
     wrap(Sender, "task_fulfill", lambda *args: point(args[1], "settle"))
 
 
+async def no_batch(uuids: list[str], *_: Any) -> tuple[bool, list[str | None]]:
+    """Create no batch, as `create_batch` does if a batch failed. Then a backfill creates single runs."""
+    return False, [None] * len(uuids)
+
+
 def watch_batch() -> None:
     """Wrap the functions that the steps of a batch call. The environment says how."""
     set_clock()
@@ -208,6 +222,7 @@ def watch_batch() -> None:
     from clients.promises.claims import Claims
     from clients.stores.system_of_record import SystemOfRecord
     from clients.stores.system_of_reference import SystemOfReference
+    from operations import backfill
     from operations import batch as create_accounts
 
     real_guids = create_accounts.generate_guids
@@ -219,6 +234,8 @@ def watch_batch() -> None:
         return guids
 
     create_accounts.generate_guids = generate_guids
+    if os.environ.get("SINGLE_RUNS"):
+        setattr(backfill, "create_batch", no_batch)  # noqa: B010
     wrap(Claims, "create", lambda *_: "write 1")
     wrap(SystemOfReference, "stage_many", lambda *_: "write 3")
     wrap(SystemOfRecord, "create_many", lambda *_: "write 4")
@@ -239,9 +256,29 @@ def watch_batch() -> None:
     Claims._send = send  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    watch()
+def forget(workflow: str) -> None:
+    from resonate.registry import Registry
+
+    get = Registry.get
+    Registry.get = lambda *asked: None if asked[1] == workflow else get(*asked)  # type: ignore[method-assign]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `create_account.py` with these arguments, or `-m operations` and an operator's command."""
     from clients.command import console
 
-    sys.argv[0] = "create_account.py"
-    console.main("operations.create")
+    operations = list(arguments[:2]) == ["-m", "operations"]
+    command = arguments[2] if operations and len(arguments) > 2 else ""
+    if command == "worker":
+        set_limits()
+        forget(os.environ.get("FORGET", ""))
+    elif command == "backfill":
+        watch_batch()
+    else:
+        watch()
+    sys.argv = ["python -m operations", *arguments[2:]] if operations else ["create_account.py", *arguments]
+    console.main("operations.commands" if operations else "operations.create")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -349,7 +349,8 @@ class Program:
     async def create(self, uuid: str) -> tuple[str, Any]:
         resonate: Any = Resonate(self)
         try:
-            return "done", (uuid, await starter.create(uuid, resonate, self._clients()))
+            guid, _ = await starter.create(uuid, resonate, self._clients())
+            return "done", (uuid, guid)
         except Halted:
             return "panic", None
         except Unavailable:

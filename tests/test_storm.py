@@ -1,21 +1,35 @@
-"""Many accounts in flight and SIGKILL at random, until all exist. None is lost, and none exists twice.
+"""Backfills with other boundaries over the same uuids, single runs among them, and SIGKILL at random, until all exist.
 
-pytest tests/test_storm.py --seconds 600 --seed 1
+None is lost, none exists twice, and no printed line ever changes.
+
+pytest -m deep tests/test_storm.py --seconds 600 --seed 1
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import subprocess
-import sys
 import time
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from .conftest import World, wait_until
+from .conftest import HANG_S, ServerWorld, World, numbered
+from .crash import BATCH_POINTS
+from .operations.backfills import run
+from .operations.test_worker import worker
+from .processes import Process
 
 COUNT = 300
+
+#: Uuids in a chunk. A chunk of one is a single run.
+CHUNKS = (2, 7, 30, 100)
+
+#: Backfills and single runs at the same time, on a Resonate server. Embedded promises allow one process.
+PROCESSES = 4
 
 
 def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> dict[str, list[str]]:
@@ -32,43 +46,84 @@ def assert_traceable(world: World, uuids: list[str], guids: dict[str, str]) -> d
     return accounts
 
 
-@pytest.mark.slow
-def test_accounts_survive_kills_at_random(world: World, user: str, pytestconfig: pytest.Config) -> None:
-    seed = pytestconfig.getoption("seed")
+@dataclass
+class Storm:
+    world: World
+    uuids: list[str]
+    dice: random.Random
+    kills: int = 0
+    printed: dict[str, str] = field(default_factory=dict)
+    guids: dict[str, str] = field(default_factory=dict)
+
+    def start(self, number: int, *, whole: bool = False) -> Process:
+        """Start a backfill of a part of the uuids in any order, or of one uuid. Some create no batches, but single runs.
+
+        Half of them kill themselves at a point of a batch, if they come to this point.
+        """
+        share = 1 if whole else self.dice.choice((0, 0.2, 0.5, 1))
+        lines = self.dice.sample(self.uuids, max(1, int(share * len(self.uuids))))
+        if self.dice.random() < 0.5:
+            lines.sort(key=self.uuids.index)
+        source = self.world.directory / f"lines-{number}"
+        source.write_text("".join(f"{uuid}\n" for uuid in lines))
+        crash = "" if whole else self.dice.choice(("", self.dice.choice(BATCH_POINTS)))
+        env = {"LEASE": "2", "CRASH": crash, "SINGLE_RUNS": self.dice.choice(("", "", "1"))}
+        chunk = str(self.dice.choice(CHUNKS))
+        return self.world.process("-m", "operations", "backfill", "--chunk", chunk, str(source), env=env)
+
+    def read(self, process: Process) -> None:
+        """Check what an ended backfill has printed."""
+        out, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        assert "PANIC" not in errors
+        assert "Traceback" not in errors
+        for line in out.split("\n")[:-1]:  # a kill cuts off the text after the last newline
+            uuid, guid = line.split("\t")
+            assert self.printed.setdefault(uuid, guid) == guid, f"{uuid} was {self.printed[uuid]} and is {guid}"
+
+    def round(self, count: int) -> None:
+        """Run backfills at the same time, and kill each at a random moment if it has not ended.
+
+        The more were killed, the longer they run, so that a storm ends on a slow machine, too.
+        """
+        running = [self.start(number) for number in range(count)]
+        for process in running:
+            try:
+                process.wait(self.dice.uniform(0.5, 3 + self.kills / 10))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            self.kills += process.wait() == -signal.SIGKILL
+            self.read(process)
+        accounts = assert_traceable(self.world, self.uuids, self.guids)
+        assert all(accounts[uuid] == [guid] for uuid, guid in self.printed.items())
+
+    def end(self) -> None:
+        """Run a backfill of all uuids to its end, and check that each has its one account."""
+        process = self.start(0, whole=True)
+        process.wait(timeout=HANG_S)
+        self.read(process)
+        assert process.returncode == 0
+        accounts = assert_traceable(self.world, self.uuids, self.guids)
+        assert accounts == {uuid: [self.printed[uuid]] for uuid in self.uuids}
+        assert {uuid: self.guids[uuid] for uuid in self.uuids} == self.printed
+
+
+@pytest.mark.deep
+def test_accounts_survive_kills_of_batches_and_single_runs(
+    world: World, user: str, pytestconfig: pytest.Config
+) -> None:
+    seed: Any = pytestconfig.getoption("seed")
     dice = random.Random(seed)
     end = time.monotonic() + pytestconfig.getoption("seconds")
-    output = world.directory / "output"
+    shared = isinstance(world, ServerWorld)
     storms = kills = 0
-    while not storms or time.monotonic() < end:
-        storms += 1
-        prefix = f"{user}-{storms}"
-        uuids = [f"{prefix}-{number}" for number in range(COUNT)]
-        guids: dict[str, str] = {}
-        done: dict[str, str] = {}
-        while True:
-            with output.open("w") as file:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.storm", prefix, str(COUNT)],
-                    env=world.environ() | {"LEASE": "2"},
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            wait_until(lambda: "started\n" in output.read_text())
-            try:
-                process.wait(dice.uniform(0, 0.5 + len(done) / COUNT))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-            for line in output.read_text().split("\n")[:-1]:  # text after the last newline was cut off by the kill
-                if line.startswith(prefix):
-                    uuid, guid = line.split()
-                    assert done.setdefault(uuid, guid) == guid, f"{uuid} was {done[uuid]} and is {guid}"
-            accounts = assert_traceable(world, uuids, guids)
-            if process.returncode != -signal.SIGKILL:
-                assert process.returncode == 0, output.read_text()
-                break
-        assert accounts == {uuid: [guid] for uuid, guid in done.items()}
-        assert set(done) == set(uuids)
-        assert {uuid: guids[uuid] for uuid in uuids} == done
+    run(world, user)  # the stores exist from here on
+    with worker(world, LEASE="2") if shared else contextlib.nullcontext():
+        while not storms or time.monotonic() < end:
+            storms += 1
+            storm = Storm(world, numbered(f"{user}-{storms}", COUNT), dice)
+            while len(storm.printed) < 0.9 * COUNT:
+                storm.round(PROCESSES if shared else 1)
+            storm.end()
+            kills += storm.kills
     print(f"storms {storms}, accounts {storms * COUNT}, kills {kills}, seed {seed}")

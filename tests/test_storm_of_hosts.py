@@ -1,6 +1,6 @@
 """Workers that share no file, while workers and servers are killed: each account exists once, and nothing panics.
 
-ACCOUNTS=2000 pytest tests/test_storm_of_hosts.py
+ACCOUNTS=2000 pytest -m deep tests/test_storm_of_hosts.py
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def world(tmp_path: Path) -> Iterator[PostgresServerWorld]:
         yield world
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("wrong", [False, True], ids=["", "with a worker on a wrong database"])
 def test_accounts_survive_kills_of_workers_and_servers(world: PostgresServerWorld, user: str, *, wrong: bool) -> None:
     cluster = Cluster(world.directory, world.stack)

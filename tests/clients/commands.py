@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import IO
 
 from ..conftest import HANG_S, ROOT, Run, World
 
@@ -13,21 +12,12 @@ EMBEDDED = "embedded "
 
 
 def command(
-    world: World, *arguments: str, env: dict[str, str] | None = None, stdout: int | IO[str] = subprocess.PIPE
+    world: World, *arguments: str, env: dict[str, str] | None = None, stdout: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        env=world.environ() | (env or {}),
-        cwd=world.directory,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="surrogateescape",
-        timeout=HANG_S,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done
+    process = world.process(*arguments, env=env, stdout=stdout)
+    out, err = process.communicate(timeout=HANG_S)
+    assert "Traceback" not in err
+    return subprocess.CompletedProcess([], process.wait(), out, err)
 
 
 def assert_unavailable(done: subprocess.CompletedProcess[str], *words: str) -> None:

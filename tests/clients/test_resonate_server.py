@@ -8,7 +8,6 @@ import json
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from resonate.connections import SSEConnection
 from clients.promises import server as resonate_server
 from clients.promises.server import Messages
 
-from ..conftest import HANG_S, ROOT, ServerWorld, World, free_port, numbered, wait_until
+from ..conftest import HANG_S, ServerWorld, World, free_port, numbered, wait_until
+from ..processes import Process
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
@@ -96,9 +96,7 @@ def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
             second = stack.enter_context(watching(server_world, user))
             stack.enter_context(unwritable(server_world.promises / "resonate.db"))
         assert_gave_up(server_world.finish(process), "keeps returning status 500")
-        assert second.poll() is None
-        second.kill()
-        second.wait()
+        assert second.returncode is None
     assert_resumes(server_world, user, ["3"])
 
 
@@ -112,22 +110,14 @@ def unwritable(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watching(world: ServerWorld, user: str) -> Iterator[subprocess.Popen[bytes]]:
+def watching(world: ServerWorld, user: str) -> Iterator[Process]:
     """Start a second process with the same uuid, which polls for the task."""
-    with (world.directory / "second").open("w+b") as err:
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "create_account.py", user],
-            env=world.environ(),
-            cwd=world.directory,
-            stdout=subprocess.DEVNULL,
-            stderr=err,
-        )
-        try:
-            wait_until(lambda: b"another process holds the lease of" in Path(err.name).read_bytes())
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+    process = world.process(user)
+    try:
+        wait_until(lambda: "another process holds the lease of" in process.err.read_text())
+        yield process
+    finally:
+        process.kill()
 
 
 def test_run_completes_after_the_resonate_server_was_paused_for_longer_than_a_lease(

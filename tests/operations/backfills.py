@@ -6,11 +6,10 @@ import asyncio
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from resonate.types import Value
 
@@ -20,13 +19,7 @@ from create_account import connect
 from operations.reading import open_readers
 
 from ..conftest import HANG_S, World
-
-#: The command, with the points and limits that tests/crash.py reads from the environment.
-WATCHED = (
-    "from tests.crash import watch_batch; watch_batch(); "
-    "from clients.command import console; console.main('operations.commands')"
-)
-COMMAND = [sys.executable, "-c", WATCHED, "backfill"]
+from ..processes import Process
 
 
 @dataclass
@@ -50,23 +43,17 @@ class Done:
 def backfill(
     world: World,
     *arguments: str,
-    stdin: int | IO[bytes] = subprocess.PIPE,
-    stdout: int | IO[bytes] = subprocess.PIPE,
-    stderr: int | IO[bytes] = subprocess.PIPE,
+    stdin: int = subprocess.PIPE,
+    stdout: int = subprocess.PIPE,
+    stderr: int | None = None,
     **env: str,
-) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(
-        [*COMMAND, *arguments],
-        env=world.environ() | {"LEASE": "2"} | env,
-        cwd=world.directory,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+) -> Iterator[Process]:
+    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    process = world.process("-m", "operations", "backfill", *arguments, env={"LEASE": "2"} | env, **streams)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def run(world: World, *lines: str | bytes, end: bytes = b"\n", **env: Any) -> Done:
@@ -102,6 +89,6 @@ def cancel(world: World, id_: str) -> None:
     asyncio.run(run())
 
 
-def done(process: subprocess.Popen[bytes], out: bytes, err: bytes) -> Done:
-    assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode, out.decode().split("\n")[:-1], err.decode())
+def done(process: Process, out: str, err: str) -> Done:
+    assert "Traceback" not in err, err
+    return Done(process.wait(), out.split("\n")[:-1], err)

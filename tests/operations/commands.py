@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import io
 import json
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import tigerbeetle as tb
 
 from clients.account import owner_of
-from clients.command.console import HALTED, Halted
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
-from operations import adopt, audit, check
 
-from ..conftest import HANG_S, ROOT, ServerWorld, World
+from ..conftest import HANG_S, ServerWorld, World
 
 EXISTS, STAGED, UNREFERENCED, ABSENT, CONFLICT = 0, 3, 4, 5, 98
 REFUSED = DISAGREE = 98
@@ -30,43 +26,16 @@ REFUSED = DISAGREE = 98
 Done = subprocess.CompletedProcess[str]
 
 
-def script(
-    world: World, command: str, *arguments: str, env: dict[str, str] | None = None, stdin: str | None = None
-) -> Done:
-    """Run an operator's command as docs/operations.md shows it, in the checkout."""
-    environ = world.environ() | (env or {})
-    del environ["PYTHONPATH"]
-    done = subprocess.run(
-        [sys.executable, "-m", "operations", command, *arguments],
-        input=stdin,
-        env=environ,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def operate(world: World, command: str, *uuid: str, **options: bool) -> Done:
-    """Run an operator's command in this process, because the start of Python takes longer than the command."""
-    out, err = io.StringIO(), io.StringIO()
-    run: Any = {"check": check.run, "audit": audit.run, "adopt": adopt.run}[command]
-    if command == "adopt":
-        options = {"again": False} | options
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = asyncio.run(run(*uuid, settings=Settings.read(world.env), **options))
-        except Halted as halted:
-            status = HALTED
-            print(halted, file=sys.stderr)
-    return Done([], status, out.getvalue(), err.getvalue())
+def script(world: World, command: str, *arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> Done:
+    """Run an operator's command."""
+    process = world.process("-m", "operations", command, *arguments, env=env, stdin=subprocess.PIPE)
+    out, err = process.communicate(stdin.encode(), timeout=HANG_S)
+    assert "Traceback" not in err, err
+    return Done([], process.wait(), out, err)
 
 
 def assert_verdict(world: World, uuid: str, status: int, verdict: str, *reasons: str) -> None:
-    done = operate(world, "check", uuid)
+    done = script(world, "check", "--", uuid)
     line = done.stdout.splitlines()[-1]
     assert (done.returncode, line.partition(":")[0]) == (status, verdict)
     for reason in reasons:
@@ -75,7 +44,7 @@ def assert_verdict(world: World, uuid: str, status: int, verdict: str, *reasons:
 
 def assert_adopted(world: World, uuid: str, guid: str = "", *, again: bool = False) -> str:
     """Run adopt, and check that exactly one account exists. Returns its guid."""
-    done = operate(world, "adopt", uuid, again=again)
+    done = script(world, "adopt", *["--again"] * again, "--", uuid)
     assert done.returncode == 0, done.stderr
     [adopted] = world.accounts(uuid)
     assert world.rows(uuid) == [adopted]
@@ -87,7 +56,7 @@ def assert_adopted(world: World, uuid: str, guid: str = "", *, again: bool = Fal
 def assert_refused(world: World, uuid: str, *words: str, again: bool = False) -> None:
     """Run adopt, and check that it prints one line with the reason and writes nothing."""
     rows, accounts = world.rows(uuid), world.accounts(uuid)
-    done = operate(world, "adopt", uuid, again=again)
+    done = script(world, "adopt", *["--again"] * again, "--", uuid)
     assert (done.returncode, done.stdout) == (REFUSED, "")
     line = done.stderr.splitlines()[-1]
     assert line.startswith("refused, nothing changed: ")
@@ -118,8 +87,8 @@ def unstage(world: World, uuid: str) -> None:
     world.sql("DELETE FROM accounts WHERE uuid = ?", uuid)
 
 
-def findings(world: World, run: Callable[..., Done] = operate) -> tuple[int, list[str], str]:
-    done = run(world, "audit")
+def findings(world: World) -> tuple[int, list[str], str]:
+    done = script(world, "audit")
     *lines, count = done.stdout.splitlines()
     return done.returncode, lines, count
 

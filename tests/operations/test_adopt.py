@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
 
 import pytest
 import tigerbeetle as tb
@@ -27,7 +26,6 @@ from .commands import (
     assert_verdict,
     commit,
     halt,
-    operate,
     script,
     stage,
     unstage,
@@ -202,7 +200,7 @@ def test_adopt_resumes_its_attempt_after_a_crash(
         stage(world, user, guid)
     crash(world, user, point.replace("write", "write 2" if committed else "write 3"))
     assert_adopted(world, user, guid)
-    _, attempt, *others = [line for line in operate(world, "check", user).stdout.splitlines() if "promise" in line]
+    _, attempt, *others = [line for line in script(world, "check", user).stdout.splitlines() if "promise" in line]
     assert (attempt, others) == (f"promise attempt-2-create-account-{user}: resolved, account {guid}", [])
 
 
@@ -218,19 +216,9 @@ def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, 
 
 def crash(world: World, user: str, point: str, *options: str) -> None:
     """Run `adopt` with the crash points of `crash.py`, and kill it at the point."""
-    program = "from tests.crash import watch; watch(); from clients.command import console; console.main('operations.commands')"
     watched = {"STEPS_FILE": str(world.steps_file), "CRASH": point, "LEASE": "2"}
-    environ = world.environ() | watched
-    done = subprocess.run(
-        [sys.executable, "-c", program, "adopt", *options, user],
-        env=environ,
-        cwd=world.directory,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done
+    process = world.process("-m", "operations", "adopt", *options, "--", user, env=watched)
+    assert process.wait(timeout=HANG_S) == -signal.SIGKILL, process.communicate()
 
 
 @pytest.mark.slow
@@ -240,12 +228,12 @@ def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str
     stage(world, user, guid)
     crash(world, user, "before write 3")
     unstage(world, user)
-    done = operate(world, "adopt", user)
+    done = script(world, "adopt", user)
     assert done.returncode == 98
     assert "PANIC: ordering violated" in done.stderr
     assert_refused(world, user, "nothing is staged")
     assert_adopted(world, user, again=True)
-    promises = [line.split(": ") for line in operate(world, "check", user).stdout.splitlines()[:3]]
+    promises = [line.split(": ") for line in script(world, "check", user).stdout.splitlines()[:3]]
     assert [name for name, *_ in promises] == [
         f"promise create-account-{user}",
         f"promise attempt-2-create-account-{user}",
@@ -280,7 +268,7 @@ def test_adopt_prints_the_account_of_stores_that_agree_if_the_promise_names_anot
     other = {"uuid": user, "guid": "17"} if named == "another guid" else {"uuid": "other", "guid": guid}
     resolve(world, f"create-account-{user}", other)
     assert_verdict(world, user, CONFLICT, "conflict")
-    done = operate(world, "adopt", user)
+    done = script(world, "adopt", user)
     assert (done.returncode, done.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
     assert (
         f"both stores hold this account, but promise create-account-{user} names guid {other['guid']} of "
@@ -295,7 +283,7 @@ def test_adopt_whose_account_loses_its_row_meanwhile_says_what_to_do(world: Worl
     assert_halted(world, user, f"{world.reference} exists_diff")
     crash(world, user, "before settle the promise")
     unstage(world, user)
-    done = operate(world, "adopt", user)
+    done = script(world, "adopt", user)
     assert (done.returncode, done.stdout) == (98, "")
     assert "is unreferenced: a store has changed since the attempt; run adopt again" in done.stderr
     assert_adopted(world, user)

@@ -10,7 +10,7 @@ import tigerbeetle as tb
 from clients.account import owner_of
 
 from ..conftest import World
-from .commands import DISAGREE, commit, findings, load, script, stage
+from .commands import DISAGREE, commit, findings, load, stage
 
 
 def test_audit_reads_all_pages_and_reports_each_missing_row(world_with_own_ledger: World, user: str) -> None:
@@ -103,7 +103,7 @@ def test_audit_reports_a_resolved_promise_without_an_account(world: World, user:
 def test_audit_reports_nothing_while_accounts_are_created(world_with_own_ledger: World, user: str) -> None:
     def audit_it(uuids: list[str]) -> None:
         for _ in range(3):
-            status, lines, count = findings(world_with_own_ledger, script)
+            status, lines, count = findings(world_with_own_ledger)
             assert (status, lines) == (0, []), count
 
     created = len(asyncio.run(load(world_with_own_ledger, user, audit_it)))

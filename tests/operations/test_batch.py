@@ -24,7 +24,7 @@ from operations.batch import batch_id, create_accounts, register
 from ..conftest import EmbeddedWorld, ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS
 from .backfills import cancel, killed, promise_of, run
-from .commands import assert_adopted, commit, operate, script, stage
+from .commands import assert_adopted, commit, script, stage
 from .test_worker import worker
 
 #: After the claims exist, and before the batch is settled.
@@ -216,7 +216,7 @@ def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: s
             assert f"{user}-companion" in many.accounts, "a panic halts its account only"
         promise = promise_of(world, promise_id(uuid))
         assert promise is not None
-        rerun, checked = world.run(uuid), operate(world, "check", uuid)
+        rerun, checked = world.run(uuid), script(world, "check", uuid)
         record = (status, said, promise.state, rerun.status, rerun.steps, rerun.out, rerun.err.splitlines()[-1:])
         seen.append([normalized(promise.value, names), normalized(record, names), normalized(checked.stdout, names)])
     single, batch = seen
@@ -330,16 +330,16 @@ def test_operators_commands_say_what_a_claimed_account_waits_for(world_with_own_
     world, uuids = world_with_own_ledger, numbered(user, 3)
     killed(world, uuids, "after write 3")
     waits = f"waits for batch {batch_id(uuids)}, which is"
-    checked = operate(world, "check", uuids[0])
+    checked = script(world, "check", uuids[0])
     assert f"promise {promise_id(uuids[0])}: pending, {waits} pending" in checked.stdout
-    assert operate(world, "audit").stdout == "clean; 0 accounts, 3 rows, 3 in progress\n"
+    assert script(world, "audit").stdout == "clean; 0 accounts, 3 rows, 3 in progress\n"
     assert script(world, "halted").stdout == "0 halted, 0 adopted\n"
-    refused = operate(world, "adopt", uuids[0])
+    refused = script(world, "adopt", uuids[0])
     assert f"is pending and {waits} pending; to resume it, run" in refused.stderr
 
     cancel(world, batch_id(uuids))
-    assert f"pending, {waits} rejected_canceled" in operate(world, "check", uuids[0]).stdout
-    audited = operate(world, "audit")
+    assert f"pending, {waits} rejected_canceled" in script(world, "check", uuids[0]).stdout
+    audited = script(world, "audit")
     assert audited.returncode == 98
     assert audited.stdout.count(f"its promise is pending and {waits} rejected_canceled") == 3
     halted = script(world, "halted")

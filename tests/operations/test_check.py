@@ -6,24 +6,22 @@ import contextlib
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tigerbeetle as tb
 
-from ..conftest import HANG_S, ROOT, World, free_port, quick_only
+from ..conftest import HANG_S, World, free_port, quick_only
 from .commands import (
     ABSENT,
     CONFLICT,
     EXISTS,
     STAGED,
     UNREFERENCED,
+    Done,
     assert_verdict,
     commit,
-    operate,
     script,
     stage,
     unstage,
@@ -44,7 +42,7 @@ def test_check_exists(world: World, user: str) -> None:
 
 def test_check_staged(world: World, user: str) -> None:
     world.run(user, crash="after save 2")
-    done = operate(world, "check", user)
+    done = script(world, "check", user)
     assert done.returncode == STAGED
     assert done.stdout.splitlines() == [
         f"promise create-account-{user}: pending",
@@ -187,7 +185,7 @@ COMMANDS: list[Callable[[str], list[str]]] = [
 ]
 
 
-def assert_cannot_tell(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_cannot_tell(done: Done, *words: str) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     line = done.stderr.splitlines()[-1]
     for word in words:
@@ -224,18 +222,14 @@ def test_server_that_does_not_answer_is_an_error(world: World, user: str) -> Non
 
 def test_ctrl_c_ends_check_with_130(embedded_world: World, user: str) -> None:
     embedded_world.run(user)
-    command = [sys.executable, "-m", "operations", "check", user]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"TB_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=embedded_world.environ() | address, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stderr is not None
-            with silent.accept()[0]:  # from now on the command waits for an answer
-                process.send_signal(signal.SIGINT)
-                assert process.wait(timeout=HANG_S) == 130
-            [line] = process.stderr.read().splitlines()
-            assert line.startswith("embedded ")
+        process = embedded_world.process("-m", "operations", "check", user, env=address)
+        with silent.accept()[0]:  # from now on the command waits for an answer
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=HANG_S)
+        [line] = err.splitlines()
+        assert (process.wait(), out, line.startswith("embedded ")) == (130, "", True)
 
 
 def test_invalid_arguments_end_with_2_and_help_with_0(embedded_world: World) -> None:

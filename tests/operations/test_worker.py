@@ -9,7 +9,6 @@ import resource
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -42,26 +41,19 @@ from ..conftest import (
     wait_until,
 )
 from ..postgres import PASSWORD, Postgres
-from .commands import spoil
+from ..processes import Process
+from .commands import script, spoil
 
 TARGET = "poll://any@create-account"
-
-#: The worker, with the limits that tests/crash.py reads from the environment.
-LIMITED = (
-    "import os, sys; from tests.crash import set_limits; set_limits(); "
-    "from clients.command import console; from clients.promises import server; sys.argv[1:] = ['worker']; "
-    "server.SILENCE_TIMEOUT_S = float(os.environ.get('SILENCE', server.SILENCE_TIMEOUT_S)); "
-    "server.RELEASE_TIMEOUT_S = float(os.environ.get('RELEASE', server.RELEASE_TIMEOUT_S)); "
-    "from resonate.registry import Registry; get = Registry.get; forgotten = os.environ.get('FORGET'); "
-    "Registry.get = lambda *asked: None if asked[1] == forgotten else get(*asked); "
-    "console.main('operations.commands')"
-)
 
 
 @dataclass
 class Worker:
-    process: subprocess.Popen[bytes]
-    log: Path
+    process: Process
+
+    @property
+    def log(self) -> Path:
+        return self.process.err
 
     def said(self, words: str = "") -> list[str]:
         """Return the lines on stderr that contain the words."""
@@ -80,22 +72,13 @@ class Worker:
 @contextlib.contextmanager
 def worker(world: World, **env: str) -> Iterator[Worker]:
     """Start a worker and wait until it listens."""
-    log = world.directory / f"worker-{free_port()}.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-c", LIMITED],
-            env=world.environ() | env,
-            cwd=world.directory,
-            stdout=stderr,
-            stderr=stderr,
-        )
+    process = world.process("-m", "operations", "worker", env=env)
+    started = Worker(process)
     try:
-        started = Worker(process, log)
         wait_until(lambda: bool(started.said("serving")))
         yield started
     finally:
         process.kill()
-        process.wait()
     assert not started.said("Traceback")
 
 
@@ -282,15 +265,7 @@ def test_stopping_worker_releases_its_tasks(
 
 
 def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "operations", "worker"],
-        env=World(tmp_path).environ(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
+    done = script(World(tmp_path), "worker")
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert "set RESONATE_URL" in line
@@ -366,7 +341,7 @@ def assert_waits(
 
     assert_exist(world, asyncio.run(main()), uuids)
     assert len(serving.said()) == 3
-    assert serving.said(words) == serving.said("this worker waits until it recovers")
+    assert serving.said(words) == serving.said("this process waits until it recovers")
     assert serving.said("is available again") == serving.said()[2:]
 
 
