@@ -28,7 +28,5 @@ def test_backfill_that_is_repeated_names_the_accounts_whose_rows_are_missing(wor
     unstage(world, uuids[1])
     again = backfills.run(world, *uuids)
     assert (again.status, again.shown) == (0, first.shown)
-    assert [line for line in again.err.splitlines() if "no longer has its row" in line] == [
-        f"account {first.accounts[uuids[1]]} of uuid {uuids[1]!r} exists, but {world.reference} no longer has its row. "
-        f"Run: python -m operations check -- {uuids[1]}"
-    ]
+    [line] = [line for line in again.err.splitlines() if "no longer has its row" in line]
+    assert line.startswith(f"account {first.accounts[uuids[1]]} of uuid {uuids[1]!r} exists")
