@@ -38,7 +38,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_new_uuid, check_uuid
-from clients.command.console import HALTED, USAGE, Halted, UsageError, print_diagnostic, print_result
+from clients.command.console import HALTED, USAGE, Halted, Unavailable, UsageError, print_diagnostic, print_result
 from clients.promises.cannot_run import Unexecutable
 from create_account import connect
 from operations.batch import BYTES_MAX, create_batch, size_of
@@ -291,7 +291,16 @@ def count_lines(descriptor: int) -> int | None:
 
 
 async def run(file: str | None, chunk: int, settings: Settings) -> int:
-    lines = Path(file).open("rb") if file else sys.stdin  # noqa: SIM115, ASYNC230
+    try:
+        lines = Path(file).open("rb") if file else sys.stdin  # noqa: SIM115, ASYNC230
+    except OSError as error:
+        raise Unavailable(f"cannot read {file}: {str(error.strerror).lower()}") from error
     if lines is None or sys.stdout is None:
         raise OSError("stdin or stdout is closed")
-    return await backfill(lines.fileno(), chunk, settings)
+    if lines.isatty():
+        print_diagnostic("reading uuids from the terminal, one per line; end with Ctrl-D")
+    try:
+        return await backfill(lines.fileno(), chunk, settings)
+    except asyncio.CancelledError:
+        print_diagnostic("interrupted: run again with the same input, and it prints the whole result")
+        raise

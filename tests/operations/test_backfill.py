@@ -234,6 +234,7 @@ def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) 
         _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert len(embedded_world.sql("SELECT uuid FROM accounts")) < len(uuids)
+    assert "run again with the same input" in err
     assert "Traceback" not in err
     again = run(embedded_world, *uuids[:300])
     assert (again.status, len(again.accounts)) == (0, 300)
@@ -264,12 +265,12 @@ def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str
     assert words in wrong.err
 
 
-@pytest.mark.parametrize("file", ["missing", "."])
-def test_list_that_cannot_be_read_is_named(embedded_world: World, file: str) -> None:
+@pytest.mark.parametrize(("file", "cause"), [("missing", "no such file or directory"), (".", "is a directory")])
+def test_list_that_cannot_be_read_is_named(embedded_world: World, file: str, cause: str) -> None:
     with backfill(embedded_world, file) as process:
         unread = done(process, *process.communicate(timeout=HANG_S))
     assert (unread.status, unread.shown) == (1, [])
-    assert f"'{file}'" in unread.err.splitlines()[-1]
+    assert unread.err.splitlines()[-1] == f"cannot read {file}: {cause}"
 
 
 @pytest.mark.slow

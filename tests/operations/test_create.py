@@ -1,0 +1,91 @@
+"""The command of the example: its steps in words, a rerun after an adoption, and its command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..clients.commands import command
+from ..conftest import World
+from .commands import assert_adopted, commit, script, stage
+
+
+def steps(world: World, uuid: str) -> list[str]:
+    return [line for line in command(world, "--steps", uuid).stderr.splitlines() if line.startswith("step ")]
+
+
+def test_steps_say_what_each_step_did_and_whether_its_result_was_saved_before(world: World, user: str) -> None:
+    world.run(user, crash="after write 3")
+    [guid] = world.rows(user)
+    assert steps(world, user) == [
+        f"step 1, generate the guid: {guid} (saved before)",
+        "step 2, stage the row: created (saved before)",
+        "step 3, commit the account: exists_same (ran now)",
+    ]
+    assert all(line.endswith("(saved before)") for line in steps(world, user))
+
+
+def test_steps_of_a_panic_say_what_the_step_found(embedded_world: World, user: str) -> None:
+    stage(embedded_world, user, "17")
+    assert steps(embedded_world, user)[1] == (
+        f"step 2, stage the row: exists_diff: SQLite stages uuid '{user}' with guid 17, which TigerBeetle does not hold"
+        " (ran now)"
+    )
+
+
+@pytest.mark.parametrize("account", ["exists", "is missing"])
+def test_rerun_after_an_adoption_prints_the_account_and_says_so(
+    world: World, user: str, guid: str, account: str
+) -> None:
+    stage(world, user, guid)
+    if account == "exists":
+        commit(world, user, guid)
+    panic = command(world, user)
+    assert panic.returncode == 98
+    assert panic.stderr.endswith(f". Run: python -m operations check -- {user}\n")
+    assert command(world, user).stderr.splitlines()[-1] == panic.stderr.splitlines()[-1]
+    assert_adopted(world, user, guid)
+    again = command(world, user)
+    assert (again.returncode, again.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
+    assert f"promise create-account-{user} is rejected, but an operator has adopted the account" in again.stderr
+
+
+def test_rerun_after_an_adoption_panics_if_the_row_is_lost_again(embedded_world: World, user: str, guid: str) -> None:
+    stage(embedded_world, user, guid)
+    assert command(embedded_world, user).returncode == 98
+    assert_adopted(embedded_world, user, guid)
+    embedded_world.lose_sqlite()
+    assert command(embedded_world, user).returncode == 98
+
+
+def test_panic_is_two_lines_of_a_terminal_and_then_the_next_command(embedded_world: World, guid: str) -> None:
+    stage(embedded_world, "user-123", guid)
+    line = command(embedded_world, "user-123").stderr.splitlines()[-1]
+    panic, _, next_command = line.partition(" Run: ")
+    assert len(panic) <= 160
+    assert next_command == "python -m operations check -- user-123"
+
+
+def test_list_names_each_uuid_with_its_guid_row_account_and_promise(world_with_own_ledger: World, guid: str) -> None:
+    world = world_with_own_ledger
+    created = world.run("created").guid
+    stage(world, "staged", guid)
+    commit(world, "unreferenced", str(int(guid) + 1))
+    world.run("begun", crash="before write 2")
+    done = script(world, "list")
+    listed = {cells[0]: cells[1:] for cells in map(str.split, done.stdout.splitlines())}
+    assert done.returncode == 0
+    assert " ".join(listed["created"]) == f"{created} row account resolved"
+    assert " ".join(listed["staged"]) == f"{guid} row no account no promise"
+    assert " ".join(listed["?"]) == f"{int(guid) + 1} no row account"
+    assert " ".join(listed["begun"]) == "no row pending"
+
+
+def test_command_line_explains_itself(embedded_world: World) -> None:
+    alone = script(embedded_world, "--", "nothing")
+    assert alone.returncode == 2
+    dash = command(embedded_world, "-x")
+    assert dash.returncode == 2
+    assert dash.stderr.endswith("if the uuid begins with a dash, write -- before it\n")
+    assert command(embedded_world, "--", "-x").stdout.startswith("UUID: -x\n")
+    for arguments in (["check", "-x"], ["-v", "check", "u", "-v"]):
+        assert "unrecognized" not in script(embedded_world, arguments[0], *arguments[1:]).stderr
