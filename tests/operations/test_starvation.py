@@ -71,9 +71,7 @@ def test_recorded_result_that_does_not_decode_is_named_although_workers_are_offe
     assert server_world.accounts(user) == []
 
 
-def test_worker_leaves_a_task_that_it_cannot_execute_to_a_worker_that_can(
-    server_world: ServerWorld, user: str
-) -> None:
+def test_worker_leaves_a_task_that_it_cannot_execute_to_a_worker_that_can(server_world: ServerWorld, user: str) -> None:
     uuids = numbered(user, 40)
     with worker(server_world, FORGET="create_account", **LONG_LEASE) as older, worker(server_world, **LONG_LEASE):
         accounts = ask(server_world, uuids)
@@ -106,7 +104,9 @@ def test_account_that_a_live_process_holds_delays_neither_its_neighbours_nor_the
 
 
 @pytest.mark.slow
-def test_storm_with_one_poisoned_promise_in_a_hundred_beside_three_workers(server_world: ServerWorld, user: str) -> None:
+def test_storm_with_one_poisoned_promise_in_a_hundred_beside_three_workers(
+    server_world: ServerWorld, user: str
+) -> None:
     """For more accounts: `STORM_ACCOUNTS=10000 pytest -s tests/operations/test_starvation.py -k storm`."""
     count = int(os.environ.get("STORM_ACCOUNTS", "300"))
     uuids = numbered(user, count)
