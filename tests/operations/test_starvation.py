@@ -20,7 +20,7 @@ from .backfills import backfill, done, run
 from .commands import script, spoil
 from .test_worker import TARGET, ask, caller, worker
 
-LONG_LEASE = {"LEASE": str(10 * HANG_S)}
+LONG = str(10 * HANG_S)
 CALL = {"func": "create_account", "args": ["u"], "kwargs": {}, "version": 1}
 
 #: What no process here can execute.
@@ -47,7 +47,7 @@ def test_run_and_backfill_say_at_once_that_nobody_can_execute_a_promise_although
     server_world: ServerWorld, user: str, kind: str
 ) -> None:
     uuids = numbered(user, 3)
-    with worker(server_world, **LONG_LEASE) as serving:
+    with worker(server_world, LEASE=LONG) as serving:
         poison(server_world, {uuids[1]: POISON[kind]})
         wait_until(lambda: bool(serving.said(f"cannot run {promise_id(uuids[1])}")))
         single = server_world.run(uuids[1])
@@ -63,9 +63,9 @@ def test_recorded_result_that_does_not_decode_is_named_although_workers_are_offe
 ) -> None:
     server_world.run(user, crash="after save 2")
     spoil(server_world, f"{promise_id(user)}:2")
-    with worker(server_world, **LONG_LEASE) as serving:
+    with worker(server_world, LEASE=LONG) as serving:
         wait_until(lambda: bool(serving.said(f"cannot run {promise_id(user)}")))
-        single = server_world.run(user, **LONG_LEASE)
+        single = server_world.run(user, LEASE=LONG)
     assert single.status == 1
     assert f"cannot execute promise {promise_id(user)}: " in single.err
     assert server_world.accounts(user) == []
@@ -73,7 +73,7 @@ def test_recorded_result_that_does_not_decode_is_named_although_workers_are_offe
 
 def test_worker_leaves_a_task_that_it_cannot_execute_to_a_worker_that_can(server_world: ServerWorld, user: str) -> None:
     uuids = numbered(user, 40)
-    with worker(server_world, FORGET="create_account", **LONG_LEASE) as older, worker(server_world, **LONG_LEASE):
+    with worker(server_world, FORGET="create_account", LEASE=LONG) as older, worker(server_world, LEASE=LONG):
         accounts = ask(server_world, uuids)
         assert len(accounts) == 40
         assert older.said("cannot run"), "it was offered no task"
@@ -114,7 +114,7 @@ def test_storm_with_one_poisoned_promise_in_a_hundred_beside_three_workers(
     poisoned = {uuid: kinds[number % len(kinds)] for number, uuid in enumerate(uuids[50::100])}
     healthy = [uuid for uuid in uuids if uuid not in poisoned]
     requested = healthy[::10]  # by name, from the workers
-    with worker(server_world, **LONG_LEASE), worker(server_world, **LONG_LEASE), worker(server_world, **LONG_LEASE):
+    with worker(server_world, LEASE=LONG), worker(server_world, LEASE=LONG), worker(server_world, LEASE=LONG):
         poison(server_world, poisoned)
         started = time.monotonic()
         accounts = ask(server_world, requested)
