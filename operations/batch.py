@@ -231,7 +231,8 @@ def register(resonate: Resonate, clients: Clients) -> Claims:
 async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -> tuple[bool, list[str | None]]:
     """Create the accounts as a batch, or resume it. Returns whether it had ended before, and the guids.
 
-    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid.
+    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid, also if the
+    account exists, but its row was lost since.
     """
     register(resonate, clients)
     promise = await read(resonate, batch_id(uuids))
@@ -250,7 +251,11 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
         return False, [None] * len(uuids)
     # Read first, here too.
     existing = await clients.record.guids_of_many(uuids, newer_than)
-    return ended, [guids[uuid] if held == [guids[uuid]] else None for uuid, held in zip(uuids, existing, strict=True)]
+    rows = await clients.reference.rows_of_many([(uuid, guid or "") for uuid, guid in guids.items()])
+    return ended, [
+        guid if held == [guid] and found == [(uuid, guid)] else None
+        for (uuid, guid), held, found in zip(guids.items(), existing, rows, strict=True)
+    ]
 
 
 #: Of the batches that this process completes now: several accounts of a batch can be asked for at the same time.

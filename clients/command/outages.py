@@ -34,6 +34,11 @@ class Outages:
         self._interrupted: asyncio.Task[object] | None = None
         self._ongoing: set[str] = set()
 
+    @property
+    def ongoing(self) -> bool:
+        """Whether an outage lasts."""
+        return bool(self._ongoing)
+
     def waits_for_end(self, outage: Unavailable) -> bool:
         """Return whether a step waits until the outage is over."""
         return self.wait_forever and (outage.passes or self._callers is not None)

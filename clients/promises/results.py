@@ -10,7 +10,7 @@ from resonate.error import ServerError
 from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
 from clients.account import check_new_uuid, promise_id
-from clients.command.console import Halted, Unavailable, UsageError
+from clients.command.console import Halted, Unavailable, UsageError, print_diagnostic
 from clients.panic import Panic, check_command
 from clients.promises.cannot_run import Unexecutable, unexecutable
 from clients.promises.claims import CODEC, batch_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resonate.types import PromiseRecord
 
     from clients.stores.system_of_record import SystemOfRecord
+    from clients.stores.system_of_reference import SystemOfReference
 
 
 class Claimed(Exception):
@@ -75,11 +76,13 @@ def check_if_acceptable(uuid: str) -> None:
         raise UsageError(f"{error}: correct it and run again") from error
 
 
-async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Resonate, record: SystemOfRecord) -> str:
+async def confirmed_guid(
+    promise: ResonateHandle[Any], uuid: str, resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord
+) -> str:
     """Wait for the promise and return its guid, after TigerBeetle is seen to hold that account.
 
-    Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none, and the errors of
-    `settled`.
+    Prints one line if the account's row was lost since. Raises `Halted` if the promise is rejected, or if TigerBeetle
+    holds another account or none, and the errors of `settled`.
     """
     try:
         await promise.id()  # an error of the creation; without this, `result` would wait without a limit
@@ -111,6 +114,10 @@ async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Reso
     existing_guids = await record.guids_of(uuid)
     if existing_guids != [guid]:
         raise Halted(account_mismatch_message(uuid, guid, existing_guids))
+    if await reference.rows_of(uuid, guid) != [(uuid, guid)]:
+        print_diagnostic(
+            f"account {guid} of uuid {uuid!r} exists, but {reference.name} no longer has its row. Run: {check_command(uuid)}"
+        )
     return guid
 
 
