@@ -19,7 +19,10 @@ prints the same two lines each time. Without settings it needs no server: see RE
 
 if __name__ == "__main__":
     # The command is in operations/create.py. It starts before the slow imports below, and does not return.
-    from clients.command import console
+    try:
+        from clients.command import console
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error}: start it without -I, -P and PYTHONSAFEPATH, which hide its directory") from None
 
     console.main("operations.create", first="clients.preconnect")
 
