@@ -327,6 +327,7 @@ class PostgresRows(World):
         self.sql("DROP TABLE accounts, reference")
 
 
+@dataclass
 class EmbeddedPostgresWorld(PostgresRows, EmbeddedWorld):
     """A world without a TigerBeetle and a Resonate server."""
 
