@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clients:
-    """The open clients. `promises` are the arguments of `Resonate`."""
+    """The open clients, and the arguments of `Resonate`."""
 
     reference: SystemOfReference
     record: SystemOfRecord
-    promises: dict[str, Any]
+    resonate_arguments: dict[str, Any]
     outages: Outages
 
     @contextlib.asynccontextmanager
@@ -61,15 +61,15 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
     outages = Outages()
     outages.wait_forever = serve
     async with contextlib.AsyncExitStack() as stack:
-        promises: dict[str, Any]
+        arguments: dict[str, Any]
         if settings.resonate_url is None:
             engine = EmbeddedPromises(settings.data_dir, GROUP, outages)
             stack.push_async_callback(engine.close)
             await engine.open()
             # ttl 0: a lease never expires, because no other process can take over. There is nothing to poll.
-            promises = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
+            arguments = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
         else:
-            promises = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+            arguments = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
         reference = open_reference(settings, outages)
         stack.push_async_callback(reference.close)
         record = open_record(settings, outages)
@@ -84,7 +84,7 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
 
         # Before the connection below listens: a worker with another store must not receive a task.
         await asyncio.gather(open_own_reference(), record.open())
-        yield Clients(reference, record, promises, outages)
+        yield Clients(reference, record, arguments, outages)
 
 
 def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:

@@ -221,7 +221,7 @@ def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -
 
 def register(resonate: Resonate, clients: Clients) -> Claims:
     """Register the workflow and inject what it needs besides the two stores. May be called again."""
-    claims = Claims(resonate, clients.promises["network"])
+    claims = Claims(resonate, clients.resonate_arguments["network"])
     with contextlib.suppress(AlreadyRegisteredError):
         resonate.register(create_accounts, name="create_accounts")
         resonate.with_dependency(claims)
