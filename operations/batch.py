@@ -32,7 +32,7 @@ from resonate.error import AlreadyRegisteredError, ApplicationError, ServerError
 from clients.account import account_of, check_new_uuid, check_request, promise_id
 from clients.command.console import Unavailable
 from clients.panic import Panic
-from clients.promises.cannot_run import unexecutable
+from clients.promises import cannot_run
 from clients.promises.claims import Claims, batch_of
 from clients.promises.results import handle_of, read
 from clients.stores.system_of_record import SystemOfRecord
@@ -237,11 +237,13 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
     register(resonate, clients)
     promise = await read(resonate, batch_id(uuids))
     ended = promise is not None and promise.state != "pending"
-    if promise is not None and ended:
-        batch = handle_of(promise)
-    else:
-        batch = resonate.options(timeout=DEADLINE).run(batch_id(uuids), create_accounts, uuids)
     try:
+        if promise is not None and ended:
+            batch = handle_of(promise)
+        else:
+            if promise is not None:
+                cannot_run.check(promise, resonate)
+            batch = resonate.options(timeout=DEADLINE).run(batch_id(uuids), create_accounts, uuids)
         await batch.id()
         result = await batch.result()
         guids = dict(zip(uuids, result["guids"], strict=True))
@@ -290,8 +292,7 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
 
 async def run_to_its_end(promise: PromiseRecord, uuid: str, resonate: Resonate) -> None:
     batch = promise.id
-    if "resonate:target" not in promise.tags:
-        raise unexecutable(batch, "it has no task, because another program created it")
+    cannot_run.check(promise, resonate)
     # The promise records the uuids. The argument is not used.
     run = resonate.options(timeout=DEADLINE).run(batch, create_accounts, [uuid])
     try:

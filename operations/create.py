@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clients.account import promise_id
 from clients.command.console import Halted, print_diagnostic, print_result, run_async
-from clients.promises.claims import CODEC
+from clients.promises.cannot_run import CODEC
 from clients.promises.results import Claimed, confirmed_guid, read, settled
 from create_account import DEADLINE, connect, create_account
 from operations.batch import complete

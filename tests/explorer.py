@@ -30,7 +30,8 @@ import create_account as real
 from clients.account import owner_of, promise_id
 from clients.command.console import Halted, Unavailable
 from clients.panic import Panic
-from clients.promises.claims import CLAIM, CODEC, Claims
+from clients.promises.cannot_run import CODEC, Unexecutable
+from clients.promises.claims import CLAIM, Claims
 from clients.promises.reading import Promise
 from clients.promises.results import handle_of
 from clients.stores.system_of_record import SystemOfRecord
@@ -185,7 +186,10 @@ class Sender:
 def record_of(id_: str, stored: tuple[Any, ...]) -> PromiseRecord:
     """Return the promise as a Resonate server answers it."""
     state, value, tags = stored[0], Value(), {"resonate:target": "any"}
+    param = Value()
     match stored:
+        case ("pending", name, arguments):
+            param = CODEC.encode({"func": name, "args": list(map(thawed, arguments))})
         case ("claimed", batch):
             state, tags = "pending", {CLAIM: batch}
         case ("resolved", uuid, str(guid), *_):
@@ -194,7 +198,7 @@ def record_of(id_: str, stored: tuple[Any, ...]) -> PromiseRecord:
             value = CODEC.encode({"guids": guids, "newest": newest})
         case ("rejected", reason, *_):
             value = CODEC.encode(ApplicationError(reason))
-    return PromiseRecord(id=id_, state=state, value=value, tags=tags, timeout_at=0)
+    return PromiseRecord(id=id_, state=state, param=param, value=value, tags=tags, timeout_at=0)
 
 
 @dataclass
@@ -202,6 +206,7 @@ class Handle:
     """A run of a workflow, whose promise other processes may have settled, or created without a task."""
 
     program: Program
+    lacks: frozenset[str]
     promise: str
     request: tuple[Any, ...]
 
@@ -216,6 +221,7 @@ class Handle:
         return await handle_of(record_of(self.promise, self.stored)).result()
 
     async def _execute(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert name not in self.lacks, "a task that this process can only give back"
         try:
             result = await self.program.workflows[name](Context(self.promise), *map(thawed, arguments))
         except Panic as panic:
@@ -230,16 +236,17 @@ class Handle:
 class Resonate:
     """What the callers of the workflows use of the SDK."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, lacks: frozenset[str] = frozenset()) -> None:
         self.promises = SimpleNamespace(sender=Sender())
-        self._program = program
+        self._registry = SimpleNamespace(get=lambda name, _: None if name in lacks else program.workflows[name])
+        self._program, self._lacks = program, lacks
 
     def options(self, timeout: Any) -> Resonate:
         assert timeout == real.DEADLINE, "a workflow without the deadline"
         return self
 
     def run(self, id_: str, workflow: Any, *arguments: Any) -> Handle:
-        return Handle(self._program, id_, ("pending", workflow.__name__, tuple(map(frozen, arguments))))
+        return Handle(self._program, self._lacks, id_, ("pending", workflow.__name__, tuple(map(frozen, arguments))))
 
     def register(self, workflow: Any, name: str) -> None:
         assert self._program.workflows[name] is workflow
@@ -346,13 +353,15 @@ class Program:
     def _clients(self) -> Any:
         return SimpleNamespace(reference=Reference(), record=Record(), promises={"network": None})
 
-    async def create(self, uuid: str) -> tuple[str, Any]:
-        resonate: Any = Resonate(self)
+    async def create(self, uuid: str, *lacks: str) -> tuple[str, Any]:
+        resonate: Any = Resonate(self, frozenset(lacks))
         try:
             guid, _ = await starter.create(uuid, resonate, self._clients())
             return "done", (uuid, guid)
         except Halted:
             return "panic", None
+        except Unexecutable:
+            return "cannot execute", None
         except Unavailable:
             return "unavailable", None
 
@@ -445,7 +454,8 @@ class State:
 class Scope:
     """`adoptions`: an operator adopts, also with --again, as soon as the first promise is rejected.
 
-    `batches`: of these uuids, each started once. Beside them, `create_account.py` creates `singles`, each once.
+    `batches`: of these uuids, each started once. Beside them, `create_account.py` creates `singles`, each once,
+    and a release that cannot execute batches creates `older`.
     """
 
     faults: frozenset[str] = frozenset()
@@ -454,6 +464,7 @@ class Scope:
     adoptions: bool = False
     batches: tuple[tuple[str, ...], ...] = ()
     singles: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
 
 
 def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
@@ -609,7 +620,8 @@ def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
     yield from after_faults(program, state, scope)
     if None in state.processes and scope.batches:
         slot = state.processes.index(None)
-        once = [*(("batch", batch) for batch in scope.batches), *(("create", (uuid,)) for uuid in scope.singles)]
+        older = [("create", (uuid, "create_accounts")) for uuid in scope.older]
+        once = [*(("batch", b) for b in scope.batches), *(("create", (uuid,)) for uuid in scope.singles), *older]
         for number, (command, arguments) in enumerate(once, 1):
             if number not in state.started:
                 marked = replace(state, started=state.started | {number})
@@ -644,6 +656,8 @@ def violations(program: Program, state: State, scope: Scope) -> Iterator[str]:
         kind, value = program.position(process)
         if kind == "panic" and not state.faults - HARMLESS:
             yield "panic without a fault"
+        if kind == "cannot execute" and len(process.arguments) == 1:
+            yield "refused by a process that can execute it"
         if kind == "unavailable" and not state.faults - HARMLESS:
             yield "no answer without a fault"
         if kind == "done" and any(not exists(state, *pair) for pair in itertools.batched(value, 2)):

