@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from clients.stores.postgres import Row
 
 
+#: Times that a row is written and then not found. A row that is deleted in between explains one.
+STAGE_MAX = 3
+
+
 class Backend(Protocol):
     """A store of rows. Requests that are in flight at the same time share a transaction."""
 
@@ -72,13 +76,21 @@ class SystemOfReference:
 
     async def stage(self, uuid: str, guid: str) -> list[Row]:
         """Write the row. If a row has this uuid or this guid, write nothing and return these rows."""
-        rows: list[Row] = []
-        while not rows:
-            [written] = await self.stage_many([(uuid, guid)])
-            if written:
-                return []
-            rows = await self.rows_of(uuid, guid)
+        row = f"the row of uuid {uuid!r} in {self.store}"
+        rows = await self._outages.keep_pending(row, lambda: self._stage(uuid, guid))
+        self._outages.over(row)
         return rows
+
+    async def _stage(self, uuid: str, guid: str) -> list[Row]:
+        for _ in range(STAGE_MAX):
+            [written] = await self.stage_many([(uuid, guid)])
+            rows = [] if written else await self.rows_of(uuid, guid)
+            if written or rows:
+                return rows
+        raise Unavailable(
+            f"{self.store} does not store the row of uuid {uuid!r} with guid {guid}, and holds no row with either: "
+            "the table accounts has a trigger, a rule or a key that is not this program's; remove it and run again"
+        )
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         """Return for each pair the rows that `rows_of` returns."""
