@@ -57,7 +57,7 @@ class ReadOnly(Database):
 
         SQLite's `mode=ro` creates missing `-wal` and `-shm` files. But if the `-wal` file is empty, the main
         file is complete, and `immutable` reads only the main file. If another process writes meanwhile, the
-        result does not count and is read again.
+        file is read again.
         """
         try:
             file = self.path.stat()
