@@ -213,6 +213,14 @@ def test_many_hosts_survive_each_fault_that_the_document_names(shell: Callable[[
         create_during(many, fault, numbered(f"fault-{number}", 200))
         clean = many("docker compose exec -T worker-2 python -m operations audit")
         assert clean.startswith(f"clean; {200 * number + 1} accounts, {200 * number + 1} rows, 0 in progress"), fault
+    for role, command in (
+        ("accounts", "DELETE FROM accounts"),
+        ("accounts", "UPDATE accounts SET guid = uuid"),
+        ("accounts", "CREATE TABLE other (id integer)"),
+        ("resonate", "SELECT FROM accounts"),
+    ):
+        psql = f"docker compose exec -T postgres psql --username={role} --dbname=accounts --command='{command}'"
+        assert "permission denied" in many(f"{psql} 2>&1 || true")
     many("docker compose stop worker-1")
     assert json.loads(many("docker compose ps --all --format json worker-1"))["ExitCode"] == 0, "SIGTERM did not end it"
 
