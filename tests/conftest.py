@@ -481,7 +481,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=3, help="seconds that test_storm.py and test_model.py run")
+    parser.addoption("--seconds", type=float, default=3, help="seconds that test_storm.py runs")
     parser.addoption("--seed", type=int, default=random.randrange(2**32), help="seed of test_storm.py")
 
 
