@@ -39,15 +39,19 @@ def check_uuid(uuid: str) -> str:
 def check_new_uuid(uuid: str) -> str:
     """Return `uuid`. Raises ValueError, saying why, if a new account's uuid is probably a mistake.
 
-    Two uuids are the same if their code points are the same; nothing is normalized. So a uuid is rejected if
-    it looks exactly like another. An account that was created with such a uuid before remains reachable.
+    Two uuids are the same if their code points are the same; nothing is normalized. So a uuid is rejected if it
+    contains an invisible character, or white space other than U+0020, or if NFC changes it. Letters of different
+    alphabets that look alike are accepted: they are different uuids. An account that was created with a rejected
+    uuid before remains reachable.
     """
     check_uuid(uuid)
     if uuid != uuid.strip():
         raise ValueError("the uuid begins or ends with white space")
     for character in [] if uuid.isprintable() else uuid:
-        if unicodedata.category(character) in ("Cf", "Zl", "Zp"):
-            raise ValueError(f"the uuid contains the character {character!a}, which is invisible or separates lines")
+        if unicodedata.category(character) in ("Cf", "Zl", "Zp") or (character != " " and character.isspace()):
+            raise ValueError(
+                f"the uuid contains the character {character!a}, which is invisible, or white space other than U+0020"
+            )
     if not unicodedata.is_normalized("NFC", uuid):
         raise ValueError("the uuid is not in Unicode normalization form NFC")
     return uuid

@@ -55,9 +55,11 @@ class Clients:
 async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncIterator[Clients]:
     """Open both stores and the connection to the promises. Raises `Unavailable`.
 
-    `serve`: receive the tasks that others have created, as a worker does. A command runs only its own.
+    `serve`: receive the tasks that others have created, as a worker does, and wait for each store's first answer.
+    A command runs only its own tasks, and ends if a store does not answer.
     """
     outages = Outages()
+    outages.wait_forever = serve
     async with contextlib.AsyncExitStack() as stack:
         promises: dict[str, Any]
         if settings.resonate_url is None:

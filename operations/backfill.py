@@ -12,10 +12,10 @@ backfill is killed and run again with the same input, it prints the whole result
 uuid that occurs twice is printed twice, with its one account.
 
 An invalid line, also an empty one, is named by its number on stderr and skipped. A panic halts its account
-only, and is reported at the end.
+only, and is reported at the end. So is an account that another process has leased for longer than 30 s: it is pending.
 
-Exit status: 98 if an account is halted, else 2 if a line is invalid, else 0; 1 a store or server is
-unavailable; 130 Ctrl-C. If the reader of stdout closes it, as `head` does, the backfill ends without an error.
+Exit status: 98 if an account is halted, else 1 if one is pending, else 2 if a line is invalid, else 0; 1 a store or
+server is unavailable; 130 Ctrl-C. If the reader of stdout closes it, as `head` does, the backfill ends without an error.
 """
 
 from __future__ import annotations
@@ -38,8 +38,17 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_new_uuid, check_uuid
-from clients.command.console import HALTED, USAGE, Halted, Unavailable, UsageError, print_diagnostic, print_result
-from clients.promises.cannot_run import Unexecutable
+from clients.command.console import (
+    HALTED,
+    UNAVAILABLE,
+    USAGE,
+    Halted,
+    Unavailable,
+    UsageError,
+    print_diagnostic,
+    print_result,
+)
+from clients.promises.cannot_run import StillLeased, Unexecutable
 from create_account import connect
 from operations.batch import BYTES_MAX, create_batch, size_of
 from operations.create import create
@@ -81,7 +90,7 @@ async def ready(add: Callable[..., None], remove: Callable[[int], Any], descript
 
 
 async def read_lines(descriptor: int) -> AsyncIterator[bytes | None]:
-    """Yield the lines as they arrive, without their ends. A line is cut after `LINE_MAX_BYTES`. None: a pause."""
+    """Yield the lines as they arrive, without their ends. A line longer than `LINE_MAX_BYTES` is cut. None: a pause."""
     loop = asyncio.get_running_loop()
     rest = b""
     while True:
@@ -96,7 +105,7 @@ async def read_lines(descriptor: int) -> AsyncIterator[bytes | None]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line
-        rest = rest[:LINE_MAX_BYTES]
+        rest = rest[: LINE_MAX_BYTES + len(codecs.BOM_UTF8)]
         if not chunk:
             break
     if rest:
@@ -131,25 +140,35 @@ class Account:
     guid: str = ""
     existed: bool = False
     halted: str = ""
+    pending: str = ""
     invalid: str = ""
 
 
 class Backfill:
     """Reads uuids, creates their accounts in batches of at most `chunk` lines, and prints them in order."""
 
-    def __init__(self, resonate: Resonate, clients: Clients, chunk: int, halted: IO[str], bar: tqdm[Any]) -> None:
+    def __init__(self, resonate: Resonate, clients: Clients, chunk: int, unfinished: IO[str], bar: tqdm[Any]) -> None:
         self.counts: Counter[str] = Counter()
         self._resonate = resonate
         self._clients = clients
         self._chunk = chunk
-        self._halted = halted
+        self._unfinished = unfinished
         self._bar = bar
 
     async def run(self, descriptor: int) -> None:
         """Create all accounts. Raises OSError if stdout cannot be written."""
         async for lines in self._chunks(descriptor):
-            accounts = await self._create(list(dict.fromkeys(lines)))
-            await self._print([accounts[uuid] for uuid in lines])
+            uuids = list(dict.fromkeys(lines))
+            accounts = await self._batch(uuids)
+            in_flight = asyncio.Semaphore(SINGLE_RUNS_MAX)
+            singles = {
+                uuid: asyncio.create_task(self._single(uuid, in_flight)) for uuid in uuids if uuid not in accounts
+            }
+            try:
+                await self._print(lines, accounts, singles)
+            finally:
+                for single in singles.values():
+                    single.cancel()
             self._bar.update(len(lines))
 
     async def _chunks(self, descriptor: int) -> AsyncIterator[list[str]]:
@@ -173,41 +192,43 @@ class Backfill:
         if uuids:
             yield uuids
 
-    async def _create(self, uuids: list[str]) -> dict[str, Account]:
-        """Create the accounts, as a batch if there are several."""
-        accounts: dict[str, Account] = {}
+    async def _batch(self, uuids: list[str]) -> dict[str, Account]:
+        """Create the accounts as a batch, if there are several. Those that are left out need a single run."""
         new = [uuid for uuid in uuids if is_acceptable(uuid)]
-        if len(new) > 1:
-            ended, guids = await create_batch(new, self._resonate, self._clients)
-            accounts = {
-                uuid: Account(uuid, guid, ended) for uuid, guid in zip(new, guids, strict=True) if guid is not None
-            }
-        in_flight = asyncio.Semaphore(SINGLE_RUNS_MAX)
+        if len(new) <= 1:
+            return {}
+        ended, guids = await create_batch(new, self._resonate, self._clients)
+        return {uuid: Account(uuid, guid, ended) for uuid, guid in zip(new, guids, strict=True) if guid is not None}
 
-        async def single(uuid: str) -> None:
-            async with in_flight:
-                accounts[uuid] = await self._single(uuid)
-
-        await asyncio.gather(*(single(uuid) for uuid in uuids if uuid not in accounts))
-        return accounts
-
-    async def _single(self, uuid: str) -> Account:
+    async def _single(self, uuid: str, in_flight: asyncio.Semaphore) -> Account:
         """Create one account, or say what became of it, as `create_account.py` does."""
-        try:
-            return Account(uuid, *await create(uuid, self._resonate, self._clients))
-        except UsageError as error:
-            return Account(uuid, invalid=str(error))
-        except (Halted, Unexecutable) as halted:
-            return Account(uuid, halted=str(halted))
+        async with in_flight:
+            try:
+                return Account(uuid, *await create(uuid, self._resonate, self._clients))
+            except UsageError as error:
+                return Account(uuid, invalid=str(error))
+            except (Halted, Unexecutable) as halted:
+                return Account(uuid, halted=str(halted))
+            except StillLeased as pending:
+                return Account(uuid, pending=str(pending))
 
-    async def _print(self, accounts: list[Account]) -> None:
+    async def _print(
+        self, uuids: list[str], accounts: dict[str, Account], singles: dict[str, asyncio.Task[Account]]
+    ) -> None:
+        """Print the accounts in this order, each as soon as the order permits."""
         block, printed = "", set[str]()
-        for account in accounts:
+        for uuid in uuids:
+            if uuid not in accounts:
+                if block and not singles[uuid].done():
+                    await self._write(block)
+                    block = ""
+                accounts[uuid] = await singles[uuid]
+            account = accounts[uuid]
             if account.invalid:
                 self._skip(f"uuid {account.uuid!r}", account.invalid)
-            elif account.halted:
-                self.counts["halted"] += 1
-                print(account.halted, file=self._halted)
+            elif account.halted or account.pending:
+                self.counts["halted" if account.halted else "pending"] += 1
+                print(account.halted or account.pending, file=self._unfinished)
             else:
                 self.counts["existing" if account.existed or account.uuid in printed else "created"] += 1
                 printed.add(account.uuid)
@@ -247,13 +268,13 @@ def number_requests(resonate: Resonate) -> None:
 
 
 async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
-    with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as halted:
+    with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as unfinished:
         async with connect(settings) as (resonate, clients):
             number_requests(resonate)
             visible = sys.stderr is not None and sys.stderr.isatty()
             total = count_lines(descriptor) if visible else None
             bar = tqdm(total=total, unit=" accounts", disable=not visible)
-            work = Backfill(resonate, clients, chunk, halted, bar)
+            work = Backfill(resonate, clients, chunk, unfinished, bar)
             started = time.monotonic()
             try:
                 await work.run(descriptor)
@@ -262,18 +283,20 @@ async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
                     raise
             finally:
                 bar.close()
-                report(work.counts, halted, time.monotonic() - started)
+                report(work.counts, unfinished, time.monotonic() - started)
     if work.counts["halted"]:
         return HALTED
+    if work.counts["pending"]:
+        return UNAVAILABLE
     return USAGE if work.counts["invalid"] else 0
 
 
-def report(counts: Counter[str], halted: IO[str], seconds: float) -> None:
-    """Print the halted accounts and the counts to stderr."""
-    halted.seek(0)
-    for line in halted:
+def report(counts: Counter[str], unfinished: IO[str], seconds: float) -> None:
+    """Print the halted and the pending accounts, and the counts, to stderr."""
+    unfinished.seek(0)
+    for line in unfinished:
         print_diagnostic(line.rstrip("\n"))
-    names = ("created", "existing", "halted", "invalid")
+    names = ("created", "existing", "halted", "invalid", *["pending"] * ("pending" in counts))
     rate = (counts["created"] + counts["existing"]) / seconds
     print_diagnostic(", ".join(f"{name} {counts[name]:,}" for name in names) + f"; {rate:,.0f} accounts/s")
 

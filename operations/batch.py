@@ -32,7 +32,7 @@ from resonate.error import AlreadyRegisteredError, ApplicationError, ServerError
 from clients.account import account_of, check_new_uuid, check_request, promise_id
 from clients.command.console import Unavailable
 from clients.panic import Panic
-from clients.promises.cannot_run import unexecutable
+from clients.promises import cannot_run
 from clients.promises.claims import Claims, batch_of
 from clients.promises.results import handle_of, read
 from clients.stores.system_of_record import SystemOfRecord
@@ -231,16 +231,19 @@ def register(resonate: Resonate, clients: Clients) -> Claims:
 async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -> tuple[bool, list[str | None]]:
     """Create the accounts as a batch, or resume it. Returns whether it had ended before, and the guids.
 
-    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid.
+    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid, also if the
+    account exists, but its row was lost since.
     """
     register(resonate, clients)
     promise = await read(resonate, batch_id(uuids))
     ended = promise is not None and promise.state != "pending"
-    if promise is not None and ended:
-        batch = handle_of(promise)
-    else:
-        batch = resonate.options(timeout=DEADLINE).run(batch_id(uuids), create_accounts, uuids)
     try:
+        if promise is not None and ended:
+            batch = handle_of(promise)
+        else:
+            if promise is not None:
+                cannot_run.check(promise, resonate)
+            batch = resonate.options(timeout=DEADLINE).run(batch_id(uuids), create_accounts, uuids)
         await batch.id()
         result = await batch.result()
         guids = dict(zip(uuids, result["guids"], strict=True))
@@ -250,7 +253,11 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
         return False, [None] * len(uuids)
     # Read first, here too.
     existing = await clients.record.guids_of_many(uuids, newer_than)
-    return ended, [guids[uuid] if held == [guids[uuid]] else None for uuid, held in zip(uuids, existing, strict=True)]
+    rows = await clients.reference.rows_of_many([(uuid, guid or "") for uuid, guid in guids.items()])
+    return ended, [
+        guid if held == [guid] and found == [(uuid, guid)] else None
+        for (uuid, guid), held, found in zip(guids.items(), existing, rows, strict=True)
+    ]
 
 
 #: Of the batches that this process completes now: several accounts of a batch can be asked for at the same time.
@@ -285,8 +292,7 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
 
 async def run_to_its_end(promise: PromiseRecord, uuid: str, resonate: Resonate) -> None:
     batch = promise.id
-    if "resonate:target" not in promise.tags:
-        raise unexecutable(batch, "it has no task, because another program created it")
+    cannot_run.check(promise, resonate)
     # The promise records the uuids. The argument is not used.
     run = resonate.options(timeout=DEADLINE).run(batch, create_accounts, [uuid])
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 from clients.command.console import USAGE, run_async
 from operations.command_line import Parser, add_uuid, add_verbose, parse, print_embedded_notice
@@ -105,6 +106,7 @@ Exit status:
 """,
     "worker": """\
 Create the accounts that other programs request from the Resonate server of RESONATE_URL, until SIGTERM or Ctrl-C.
+It waits, also at its start, while a store or the server gives no answer, and says so.
 
 Exit status:
   0    SIGTERM, after the tasks in progress are released
@@ -169,6 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parsers["reference"].add_argument(
         "--accept", action="store_true", help="record the present store, after a restore or a move"
+    )
+    parsers["worker"].add_argument(
+        "--health-file", metavar="FILE", type=Path, help="touch FILE every 30 s while the stores and the server answer"
     )
     return parser
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clients.account import promise_id
 from clients.command.console import Halted, print_diagnostic, print_result, run_async
-from clients.promises.claims import CODEC
+from clients.promises.cannot_run import CODEC
 from clients.promises.results import Claimed, confirmed_guid, read, settled
 from create_account import DEADLINE, connect, create_account
 from operations.batch import complete
@@ -40,7 +40,8 @@ async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, 
         try:
             finished = await settled(resonate, uuid)
             promise = finished or start(promise_id(uuid), create_account, uuid)
-            return await confirmed_guid(promise, uuid, resonate, clients.record), finished is not None
+            stores = clients.reference, clients.record
+            return await confirmed_guid(promise, uuid, resonate, *stores), finished is not None
         except Claimed as claimed:  # by a backfill: finish its batch, and look again
             await complete(claimed.batch, uuid, resonate, clients)
         except Halted:

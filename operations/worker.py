@@ -12,10 +12,10 @@ A worker also resumes the batches of a backfill that died.
 If a worker dies, another worker resumes its tasks after their leases expire. All workers share one System of
 Reference. With SQLite they share DATA_DIR, on one host. With PostgreSQL (REFERENCE_URL) they run on any number of
 hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the
-server is unavailable, and says so on stderr, once when the outage begins and once when it ends.
+server is unavailable, also at its start. It says so on stderr, once when the outage begins and once when it ends.
 
-Exit status: 0 SIGTERM and 130 Ctrl-C, after the tasks in progress are released; 1 no server is configured, or
-it or a store is unavailable at the start; 2 usage. A second signal ends the process at once; its leases expire.
+Exit status: 0 SIGTERM and 130 Ctrl-C, after the tasks in progress are released; 1 a setting is invalid, or a store or
+the server refused it; 2 usage. A second signal ends the process at once; its leases expire.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ from create_account import connect
 from operations.batch import register
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from resonate.resonate import Resonate
 
+    from clients.opening import Clients
     from clients.settings import Settings
 
 
-async def run(settings: Settings) -> int:
+async def run(settings: Settings, health_file: Path | None = None) -> int:
     if settings.resonate_url is None:
         raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
     received = cancel_at_first_signal()
@@ -47,11 +50,10 @@ async def run(settings: Settings) -> int:
         async with connect(settings, serve=True) as (resonate, clients):
             register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
             identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
-            await check_or_record(resonate, identity)  # raises an outage at the start
-            clients.outages.wait_forever = True
+            await check_or_record(resonate, identity)
             print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:
-                await watch(resonate, identity)
+                await asyncio.gather(watch_record(resonate, identity), watch_stores(clients, health_file))
             finally:
                 clients.outages.wait_forever = False
                 print_diagnostic("stopping: releasing the tasks in progress")
@@ -78,9 +80,19 @@ def cancel_at_first_signal() -> list[signal.Signals]:
     return received
 
 
-async def watch(resonate: Resonate, identity: Identity) -> None:
+async def watch_record(resonate: Resonate, identity: Identity) -> None:
     """Ask the server regularly: an idle worker would not notice an outage or a newly accepted store otherwise."""
     while True:
         await asyncio.sleep(limits.ANSWER_TIMEOUT_S)
         with contextlib.suppress(ResonateError):
             await check_or_record(resonate, identity)
+
+
+async def watch_stores(clients: Clients, health_file: Path | None) -> None:
+    """Ask both stores regularly, for the same reason. While all answer, touch the file, for a container's health check."""
+    while True:
+        await clients.reference.rows_of("", "")
+        await clients.record.lookup_accounts([0])
+        if health_file is not None and not clients.outages.ongoing:
+            await asyncio.to_thread(health_file.touch)
+        await asyncio.sleep(limits.ANSWER_TIMEOUT_S)

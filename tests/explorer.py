@@ -30,7 +30,8 @@ import create_account as real
 from clients.account import owner_of, promise_id
 from clients.command.console import Halted, Unavailable
 from clients.panic import Panic
-from clients.promises.claims import CLAIM, CODEC, Claims
+from clients.promises.cannot_run import CODEC, Unexecutable
+from clients.promises.claims import CLAIM, Claims
 from clients.promises.reading import Promise
 from clients.promises.results import handle_of
 from clients.stores.system_of_record import SystemOfRecord
@@ -49,11 +50,21 @@ FOREIGN_OWNER = 5
 Status = tb.CreateAccountStatus
 
 #: What can go wrong, each at any moment, at most once.
-FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "second id")
+FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "second id", "closing transfer")
 PROMISES_TAKEN = {"promises wiped", "batch canceled"}
 
 #: The same for batches. "batch canceled": its promise is canceled, or lost with its steps.
-BATCH_FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign account", "batch canceled")
+BATCH_FAULTS = (
+    "promises wiped",
+    "SQLite lost",
+    "SQLite rolled back",
+    "foreign account",
+    "closing transfer",
+    "batch canceled",
+)
+
+#: What is no fault: nobody may panic because of it.
+HARMLESS = {"closing transfer"}
 
 #: A batch's first uuid gets an account, but no row here, before the stage step of the batch has ended. Later, between
 #: the commit step's read and its write, no step can see the account.
@@ -95,8 +106,10 @@ class Reference:
         return list(await Ask("stage many", tuple(pairs)))
 
 
-def account(guid: str, owner: int) -> tb.Account:
-    return tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner)
+def account(guid: str, owner: int, closed: bool) -> tb.Account:  # noqa: FBT001
+    """Return the account. A transfer has changed the balance of one that is closed."""
+    flags = tb.AccountFlags.CLOSED if closed else tb.AccountFlags.NONE
+    return tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner, flags=flags, credits_posted=7 * closed)
 
 
 class Record:
@@ -104,8 +117,8 @@ class Record:
         return list(await Ask("guids", owner_of(uuid)))
 
     async def lookup(self, guid: str) -> Any:
-        owner = await Ask("lookup", guid)
-        return owner and account(guid, owner)
+        found = await Ask("lookup", guid)
+        return found and account(guid, *found)
 
     async def create(self, new: tb.Account) -> Any:
         [status] = await self.create_many([new])
@@ -123,7 +136,7 @@ class Record:
         return [list(guids) for guids in await Ask("newer", tuple(map(owner_of, uuids)), newer_than)]
 
     async def query_accounts(self, query: tb.QueryFilter) -> Any:
-        return [account(guid, query.user_data_128) for guid in await Ask("guids", query.user_data_128)]
+        return [account(guid, query.user_data_128, closed) for guid, closed in await Ask("query", query.user_data_128)]
 
     async def lookup_accounts(self, ids: list[int]) -> Any:
         found = [await self.lookup(str(id_)) for id_ in ids]
@@ -173,7 +186,10 @@ class Sender:
 def record_of(id_: str, stored: tuple[Any, ...]) -> PromiseRecord:
     """Return the promise as a Resonate server answers it."""
     state, value, tags = stored[0], Value(), {"resonate:target": "any"}
+    param = Value()
     match stored:
+        case ("pending", name, arguments):
+            param = CODEC.encode({"func": name, "args": list(map(thawed, arguments))})
         case ("claimed", batch):
             state, tags = "pending", {CLAIM: batch}
         case ("resolved", uuid, str(guid), *_):
@@ -182,7 +198,7 @@ def record_of(id_: str, stored: tuple[Any, ...]) -> PromiseRecord:
             value = CODEC.encode({"guids": guids, "newest": newest})
         case ("rejected", reason, *_):
             value = CODEC.encode(ApplicationError(reason))
-    return PromiseRecord(id=id_, state=state, value=value, tags=tags, timeout_at=0)
+    return PromiseRecord(id=id_, state=state, param=param, value=value, tags=tags, timeout_at=0)
 
 
 @dataclass
@@ -190,6 +206,7 @@ class Handle:
     """A run of a workflow, whose promise other processes may have settled, or created without a task."""
 
     program: Program
+    lacks: frozenset[str]
     promise: str
     request: tuple[Any, ...]
 
@@ -204,6 +221,7 @@ class Handle:
         return await handle_of(record_of(self.promise, self.stored)).result()
 
     async def _execute(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert name not in self.lacks, "a task that this process can only give back"
         try:
             result = await self.program.workflows[name](Context(self.promise), *map(thawed, arguments))
         except Panic as panic:
@@ -218,16 +236,17 @@ class Handle:
 class Resonate:
     """What the callers of the workflows use of the SDK."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, lacks: frozenset[str] = frozenset()) -> None:
         self.promises = SimpleNamespace(sender=Sender())
-        self._program = program
+        self._registry = SimpleNamespace(get=lambda name, _: None if name in lacks else program.workflows[name])
+        self._program, self._lacks = program, lacks
 
     def options(self, timeout: Any) -> Resonate:
         assert timeout == real.DEADLINE, "a workflow without the deadline"
         return self
 
     def run(self, id_: str, workflow: Any, *arguments: Any) -> Handle:
-        return Handle(self._program, id_, ("pending", workflow.__name__, tuple(map(frozen, arguments))))
+        return Handle(self._program, self._lacks, id_, ("pending", workflow.__name__, tuple(map(frozen, arguments))))
 
     def register(self, workflow: Any, name: str) -> None:
         assert self._program.workflows[name] is workflow
@@ -334,13 +353,15 @@ class Program:
     def _clients(self) -> Any:
         return SimpleNamespace(reference=Reference(), record=Record(), promises={"network": None})
 
-    async def create(self, uuid: str) -> tuple[str, Any]:
-        resonate: Any = Resonate(self)
+    async def create(self, uuid: str, *lacks: str) -> tuple[str, Any]:
+        resonate: Any = Resonate(self, frozenset(lacks))
         try:
             guid, _ = await starter.create(uuid, resonate, self._clients())
             return "done", (uuid, guid)
         except Halted:
             return "panic", None
+        except Unexecutable:
+            return "cannot execute", None
         except Unavailable:
             return "unavailable", None
 
@@ -418,6 +439,7 @@ class State:
     rows: Rows = frozenset()
     backups: frozenset[Rows] = frozenset()  # every earlier set of rows, if SQLite can be rolled back
     accounts: tuple[tuple[str, int], ...] = ()  # the oldest first: an account's timestamp is its position, from 1
+    closed: frozenset[str] = frozenset()
     promises: frozenset[tuple[str, Any]] = frozenset()
     processes: tuple[Process | None, ...] = (None, None)
     late: frozenset[tuple[tuple[str, int], ...]] = frozenset()  # creates that were under way when their process died
@@ -432,7 +454,8 @@ class State:
 class Scope:
     """`adoptions`: an operator adopts, also with --again, as soon as the first promise is rejected.
 
-    `batches`: of these uuids, each started once. Beside them, `create_account.py` creates `singles`, each once.
+    `batches`: of these uuids, each started once. Beside them, `create_account.py` creates `singles`, each once,
+    and a release that cannot execute batches creates `older`.
     """
 
     faults: frozenset[str] = frozenset()
@@ -441,6 +464,7 @@ class Scope:
     adoptions: bool = False
     batches: tuple[tuple[str, ...], ...] = ()
     singles: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
 
 
 def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
@@ -465,19 +489,23 @@ def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
             return True, replace(state, rows=state.rows | {(uuid, guid)})
         case ("guids", owner):
             return tuple(sorted(g for g, o in state.accounts if o == owner)), state
+        case ("query", owner):
+            return tuple(sorted((g, g in state.closed) for g, o in state.accounts if o == owner)), state
         case ("lookup", guid):
-            return accounts.get(guid), state
+            return (accounts[guid], guid in state.closed) if guid in accounts else None, state
         case ("create", new):
-            statuses = tuple(status_of(accounts, *one) for one in new)
+            statuses = tuple(status_of(accounts, state.closed, *one) for one in new)
             return statuses, replace(state, accounts=tuple(accounts.items()))
     return answer_batch(state, request)
 
 
-def status_of(accounts: dict[str, int], guid: str, owner: int) -> Status:
+def status_of(accounts: dict[str, int], closed: frozenset[str], guid: str, owner: int) -> Status:
     """Create the account in `accounts`, and return TigerBeetle's status."""
     if guid not in accounts:
         accounts[guid] = owner
         return Status.CREATED
+    if guid in closed:
+        return Status.EXISTS_WITH_DIFFERENT_FLAGS
     return Status.EXISTS if accounts[guid] == owner else Status.EXISTS_WITH_DIFFERENT_USER_DATA_128
 
 
@@ -529,6 +557,8 @@ def after_faults(program: Program, state: State, scope: Scope) -> Iterator[State
                 yield from (without_rows(program, marked, rows) for rows in state.backups - {state.rows})
             case "foreign account" if "1" not in dict(state.accounts):
                 yield replace(marked, accounts=(*state.accounts, ("1", FOREIGN_OWNER)))
+            case "closing transfer":
+                yield from (replace(marked, closed=state.closed | {guid}) for guid, _ in state.accounts)
             case "account of another host":
                 for batch in scope.batches:
                     owner, staged = owner_of(batch[0]), f"{real_batches.batch_id(list(batch))}:3"
@@ -590,7 +620,8 @@ def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
     yield from after_faults(program, state, scope)
     if None in state.processes and scope.batches:
         slot = state.processes.index(None)
-        once = [*(("batch", batch) for batch in scope.batches), *(("create", (uuid,)) for uuid in scope.singles)]
+        older = [("create", (uuid, "create_accounts")) for uuid in scope.older]
+        once = [*(("batch", b) for b in scope.batches), *(("create", (uuid,)) for uuid in scope.singles), *older]
         for number, (command, arguments) in enumerate(once, 1):
             if number not in state.started:
                 marked = replace(state, started=state.started | {number})
@@ -623,9 +654,11 @@ def violations(program: Program, state: State, scope: Scope) -> Iterator[str]:
             yield "account without its row"
     for process in filter(None, state.processes):
         kind, value = program.position(process)
-        if kind == "panic" and not state.faults:
+        if kind == "panic" and not state.faults - HARMLESS:
             yield "panic without a fault"
-        if kind == "unavailable" and not state.faults:
+        if kind == "cannot execute" and len(process.arguments) == 1:
+            yield "refused by a process that can execute it"
+        if kind == "unavailable" and not state.faults - HARMLESS:
             yield "no answer without a fault"
         if kind == "done" and any(not exists(state, *pair) for pair in itertools.batched(value, 2)):
             yield "success without the account"

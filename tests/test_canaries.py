@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -29,7 +30,7 @@ from clients.promises import server as resonate_server
 from clients.promises.server import Messages
 from operations.backfill import SINGLE_RUNS_MAX
 
-from .conftest import HANG_S, free_port
+from .conftest import HANG_S, ROOT, free_port
 
 DAY_MS = 86_400_000
 FOR_EVER_S = 10 * 365 * 86_400
@@ -121,7 +122,7 @@ async def workflow(ctx: Context) -> str:
     return await ctx.run(step)
 
 
-# -- Requests: clients/resonate_server.py ----------------------------------
+# -- Requests: clients/promises/server.py ----------------------------------
 
 
 def test_outages_are_retried_silently_without_a_limit() -> None:
@@ -150,6 +151,35 @@ def test_outages_are_retried_silently_without_a_limit() -> None:
         waiting.cancel()
 
     run(main())
+
+
+def test_backoff_ends_at_an_overflow() -> None:
+    """retry.py: `ExponentialBackoff.delay` computes 2.0**attempt. The listener and the requests end at this error."""
+    with pytest.raises(OverflowError):
+        ExponentialBackoff(max_delay=5).delay(1024)
+    assert resonate_server.RECONNECT.delay(10**6) == 5
+
+
+def test_http_status_is_ignored() -> None:
+    """connections/http.py: `HttpConnection.send` returns the body of any response, also of a proxy's 503."""
+
+    async def unavailable(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503, text="<html>")
+
+    async def main() -> None:
+        async with web_server(unavailable) as url:
+            connection = HttpConnection(url)
+            await connection.start()
+            assert await connection.send("{}") == "<html>"
+            await connection.stop()
+
+    run(main())
+
+
+def test_each_canary_that_a_workaround_names_exists() -> None:
+    for path in (ROOT / "clients/promises").glob("*.py"):
+        for name in re.findall(r"\btest_\w+(?!\w*\.py)\b", path.read_text()):
+            assert name == "test_canaries" or name in globals(), f"{path}: {name}"
 
 
 def test_server_error_ends_the_execution() -> None:
@@ -338,7 +368,7 @@ def test_stop_closes_the_connection_before_running_tasks_are_released() -> None:
     run(main())
 
 
-# -- Messages: clients/resonate_server.py ----------------------------------
+# -- Messages: clients/promises/server.py ----------------------------------
 
 
 CLOSING = web.AppKey("closing", asyncio.Event)
@@ -437,7 +467,7 @@ def test_line_separator_in_a_message_splits_it() -> None:
         assert SseFramer().feed(f"data: {data}\n\n".encode()) == ['{"id": "a']
 
 
-# -- Handles and leases: clients/results.py, operations/commands.py --------
+# -- Handles and leases: clients/promises/results.py, operations/backfill.py
 
 
 def test_handle_waits_for_a_promise_whose_creation_failed() -> None:
@@ -483,7 +513,7 @@ def test_run_leases_a_task_before_it_may_execute_it() -> None:
     run(main())
 
 
-# -- The engine: clients/embedded_promises.py ------------------------------
+# -- The engine: clients/promises/embedded.py -------------------------------
 
 
 def test_engine_answers_a_promise_without_a_task_as_if_another_process_had_leased_it() -> None:

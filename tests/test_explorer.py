@@ -69,6 +69,13 @@ def test_batch_that_a_second_process_takes_over_keeps_the_invariants() -> None:
     assert violated == set()
 
 
+def test_run_of_a_release_that_cannot_execute_the_batch_changes_nothing() -> None:
+    """It reads that, whoever holds the lease. Before the claim, and after the batch, it creates or finds the account."""
+    states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH,), older=BATCH[:1]))
+    assert states > 1_000
+    assert violated == set()
+
+
 def test_batch_creates_no_second_account_if_another_host_creates_one_before_it_has_staged() -> None:
     states, violated = explore(scope_of({ANOTHER_HOST}, batches=(("u",), ("u",))))
     assert states > 2_000

@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from clients.settings import Settings
+from clients.stores.postgres import TABLES
 
 from .conftest import ROOT, ServerWorld, needs, tigerbeetle_server
 from .postgres import Postgres
 
 DOCUMENT = (ROOT / "docs" / "many-hosts.md").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "many-hosts" / "docker-compose.yml").read_text())
+ROLES = (ROOT / "docs" / "many-hosts" / "roles.sql").read_text()
 SERVICES: dict[str, Any] = COMPOSE["services"]
 ONE_HOST: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 REPLICAS = [SERVICES[f"tigerbeetle-{number}"] for number in range(3)]
@@ -83,12 +85,24 @@ def test_each_replica_has_its_own_number_address_and_volume() -> None:
 
 def test_workers_share_no_file_and_use_the_services() -> None:
     for worker in WORKERS:
-        assert "volumes" not in worker
+        assert not worker.keys() & {"volumes", "depends_on"}, "a worker waits by itself"
         env = {name: re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text) for name, text in worker["environment"].items()}
         settings = Settings.read(env)
-        assert settings.reference_url == "postgresql://postgres:secret@postgres:5432/accounts"
+        assert settings.reference_url == "postgresql://accounts:secret@postgres:5432/accounts"
         assert settings.resonate_url == "http://resonate:8001"
         assert settings.tb_address == REPLICAS[0]["environment"]["ADDRESSES"]
-        assert set(worker["depends_on"]) == set(SERVICES) - {"worker-1", "worker-2"}
-    assert SERVICES["resonate"]["environment"]["RESONATE_STORAGE__POSTGRES__URL"].endswith("@postgres:5432/resonate")
-    assert COMPOSE["configs"]["resonate-database"]["content"] == "CREATE DATABASE resonate;"
+    url = SERVICES["resonate"]["environment"]["RESONATE_STORAGE__POSTGRES__URL"]
+    assert re.fullmatch(r"postgres://resonate:\$\{RESONATE_PASSWORD:.*\}@postgres:5432/resonate", url)
+
+
+def test_whatever_uses_io_uring_is_permitted_to() -> None:
+    for service in (*REPLICAS, *WORKERS):
+        assert "seccomp=unconfined" in service["security_opt"]
+
+
+def tables(sql: str) -> set[str]:
+    return {" ".join(statement.split()) for statement in re.findall("CREATE TABLE [^;]*", sql)}
+
+
+def test_the_superuser_makes_the_tables_that_the_program_would_make() -> None:
+    assert tables(ROLES) == tables(TABLES) != set()

@@ -54,6 +54,9 @@ EXPLORED = {
         'uuid):\n        return Outcome("exists_same", guid)', 'uuid):\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
     ),
+    "a closed account is taken for another": (
+        "if not differences(existing, uuid):", "if existing == account_of(uuid, guid):", {"closing transfer"}, FALSE_PANIC,
+    ),
     "an account with other fields is taken for this one": (
         'return Outcome("exists_diff", guid, conflicts.other_account', 'return Outcome("exists_same", guid, conflicts.other_account',
         {"foreign account"}, NO_ACCOUNT,

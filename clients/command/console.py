@@ -29,6 +29,10 @@ class Unavailable(Exception):
     passes = True
 
 
+class NoAnswer(Unavailable):
+    """A server did not answer in time. It may later, with the same settings: a worker that starts waits for it."""
+
+
 class UsageError(Exception):
     """The command line is invalid. The message is one line."""
 

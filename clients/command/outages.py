@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from resonate.error import ConnectorError, PlatformError
+from resonate.error import ConnectorError, PlatformError, ServerError
 
 from clients.command import limits
 from clients.command.console import Unavailable, print_diagnostic
@@ -33,6 +33,11 @@ class Outages:
         self._first: Unavailable | None = None
         self._interrupted: asyncio.Task[object] | None = None
         self._ongoing: set[str] = set()
+
+    @property
+    def ongoing(self) -> bool:
+        """Whether an outage lasts."""
+        return bool(self._ongoing)
 
     def waits_for_end(self, outage: Unavailable) -> bool:
         """Return whether a step waits until the outage is over."""
@@ -87,9 +92,14 @@ class Outages:
             if self._first is not None and task.uncancel() == 0:  # else Ctrl-C cancels it, too
                 raise self._first from None
             raise
-        except (Exception, PlatformError):  # a PlatformError is no Exception
+        except (Exception, PlatformError) as error:  # a PlatformError is no Exception
             if self._first is not None:  # the error follows from the outage
                 raise self._first from None
+            cause = error.cause if isinstance(error, PlatformError) else error
+            if isinstance(cause, ServerError):
+                raise Unavailable(f"the Resonate server refused a request ({cause}); run again") from error
+            if isinstance(error, PlatformError):
+                raise cause from error
             raise
         finally:
             self._interrupted = None

@@ -1,14 +1,17 @@
-"""A durable promise that this program cannot execute.
+"""A durable promise that this program cannot execute, or not now.
 
-It asks for a function, or a version of it, that this program lacks, or a recorded result cannot be decoded. Another
-attempt would fail in the same way. The SDK releases the task, logs the reason, and waits for the result without
-a limit. Here the wait ends with `Unexecutable`, and the promise stays pending.
+It requests a function, or a version of it, that this program lacks, or it cannot be decoded. Another attempt would
+fail in the same way. `check` reads that from the promise, whoever holds its lease. A recorded result that cannot be
+decoded is found by the execution.
+
+Workaround: the SDK releases such a task, logs the reason, and waits for the result without a limit. `message` ends the
+wait with `Unexecutable`, and the promise stays pending. Canary: test_command_waits_for_a_task_that_it_cannot_execute.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from resonate.codec import Codec, NoopEncryptor
@@ -20,22 +23,43 @@ from resonate.error import (
     ResonateError,
     SerializationError,
 )
-from resonate.types import PromiseRecord
+from resonate.types import PromiseRecord, TaskData
 
 from clients.command.console import Unavailable
 
+if TYPE_CHECKING:
+    from resonate.resonate import Resonate
+
+CODEC = Codec(NoopEncryptor())
+
 ADVICE = (
-    "The promise stays pending, and this program created nothing for it. Run the release that it was created with. "
-    "Otherwise see docs/operations.md, 'A promise that no program resumes'"
+    "The promise stays pending. `python -m operations check` says whether the account exists. Run the release that the "
+    "promise was created with. Otherwise see docs/operations.md, 'A promise that no program resumes'"
 )
 
 
 class Unexecutable(Unavailable):
-    """The message is one line: the promise, the cause, what to do."""
+    """This program cannot execute a promise. The message is one line: the promise, the cause, what to do."""
+
+
+class StillLeased(Unavailable):
+    """Another process has held the lease of a promise's task for too long. The message is one line."""
 
 
 def unexecutable(id_: str, cause: object) -> Unexecutable:
     return Unexecutable(f"cannot execute promise {id_}: {cause}. {ADVICE}")
+
+
+def check(promise: PromiseRecord, resonate: Resonate) -> None:
+    """Raise `Unexecutable` if this program cannot execute the pending promise."""
+    if "resonate:target" not in promise.tags:
+        raise unexecutable(promise.id, "it has no task, because another program created it")
+    try:
+        call = CODEC.convert(CODEC.decode(promise.param), TaskData)
+    except ResonateError as error:
+        raise unexecutable(promise.id, f"invalid task data: {error}") from error
+    if resonate._registry.get(call.func, call.version) is None:
+        raise unexecutable(promise.id, FunctionNotFoundError(call.func, call.version))
 
 
 def cause_of_release() -> ResonateError | None:
@@ -46,8 +70,7 @@ def cause_of_release() -> ResonateError | None:
     return cause if isinstance(cause, hopeless) else None
 
 
-def message(id_: str, cause: ResonateError) -> dict[str, Any]:
-    """Return the message that makes the SDK end its wait for the promise, by raising `Unexecutable`."""
-    value = Codec(NoopEncryptor()).encode(unexecutable(id_, cause))
-    promise = PromiseRecord(id=id_, state="rejected", value=value, timeout_at=0)
+def message(id_: str, end: Unavailable) -> dict[str, Any]:
+    """Return the message that makes the SDK end its wait for the promise, by raising this exception."""
+    promise = PromiseRecord(id=id_, state="rejected", value=CODEC.encode(end), timeout_at=0)
     return {"kind": "unblock", "data": {"promise": msgspec.to_builtins(promise)}}

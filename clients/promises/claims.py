@@ -11,11 +11,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from resonate.codec import Codec, NoopEncryptor
 from resonate.error import PlatformError, ResonateError, ServerError
 from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq, Value
 
 from clients.account import promise_id
+from clients.promises.cannot_run import CODEC
 from clients.promises.embedded import EmbeddedPromises
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ CLAIM = "claimed-by"
 
 #: Requests to a Resonate server at the same time.
 REQUESTS_MAX = 64
-
-CODEC = Codec(NoopEncryptor())
 
 
 class Claim(msgspec.Struct, rename="camel"):

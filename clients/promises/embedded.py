@@ -145,7 +145,7 @@ class EmbeddedPromises(LocalConnection):
     def _end_wait(self, id_: str) -> None:
         """End a wait for a task that this process cannot execute. It keeps the lease, so that a second run waits, too."""
         if cause := self._unexecutable.get(id_):
-            message = OutgoingMessage(address="", message=cannot_run.message(id_, cause))
+            message = OutgoingMessage(address="", message=cannot_run.message(id_, cannot_run.unexecutable(id_, cause)))
             self._dispatch_messages([message])
 
     async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import msgspec
 from resonate.error import ResonateError, ServerError
 from resonate.types import PromiseRecord, Value
 
-from clients.promises.claims import CODEC, batch_of
+from clients.promises.cannot_run import CODEC
+from clients.promises.claims import batch_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

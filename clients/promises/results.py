@@ -10,16 +10,18 @@ from resonate.error import ServerError
 from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
 from clients.account import check_new_uuid, promise_id
-from clients.command.console import Halted, Unavailable, UsageError
+from clients.command.console import Halted, Unavailable, UsageError, print_diagnostic
 from clients.panic import Panic, check_command
-from clients.promises.cannot_run import Unexecutable, unexecutable
-from clients.promises.claims import CODEC, batch_of
+from clients.promises import cannot_run
+from clients.promises.cannot_run import CODEC, StillLeased, Unexecutable
+from clients.promises.claims import batch_of
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
     from resonate.types import PromiseRecord
 
     from clients.stores.system_of_record import SystemOfRecord
+    from clients.stores.system_of_reference import SystemOfReference
 
 
 class Claimed(Exception):
@@ -43,7 +45,7 @@ async def read(resonate: Resonate, id_: str) -> PromiseRecord | None:
 async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
     """Return the account's promise if it is settled; None if it must be run.
 
-    Raises `Claimed` if a batch settles it, `Unexecutable` if nobody does, and UsageError if the uuid is probably a
+    Raises `Claimed` if a batch settles it, `Unexecutable` if this program cannot run it, and UsageError if the uuid is probably a
     mistake and no account was requested with it before.
     """
     promise = await read(resonate, promise_id(uuid))
@@ -54,8 +56,7 @@ async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
         return handle_of(promise)
     if batch := batch_of(promise):
         raise Claimed(batch)
-    if "resonate:target" not in promise.tags:
-        raise unexecutable(promise.id, "it has no task, because another program created it")
+    cannot_run.check(promise, resonate)
     return None
 
 
@@ -75,11 +76,13 @@ def check_if_acceptable(uuid: str) -> None:
         raise UsageError(f"{error}: correct it and run again") from error
 
 
-async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Resonate, record: SystemOfRecord) -> str:
+async def confirmed_guid(
+    promise: ResonateHandle[Any], uuid: str, resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord
+) -> str:
     """Wait for the promise and return its guid, after TigerBeetle is seen to hold that account.
 
-    Raises `Halted` if the promise is rejected, or if TigerBeetle holds another account or none, and the errors of
-    `settled`.
+    Prints one line if the account's row was lost since. Raises `Halted` if the promise is rejected, or if TigerBeetle
+    holds another account or none, and the errors of `settled`.
     """
     try:
         await promise.id()  # an error of the creation; without this, `result` would wait without a limit
@@ -96,7 +99,7 @@ async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Reso
         guid = str(result["guid"]) if result["uuid"] == uuid else None
     except Panic as panic:
         raise Halted(str(panic)) from panic
-    except Unexecutable:
+    except (Unexecutable, StillLeased):
         raise
     except Exception as error:  # any class of error can be stored in a promise
         problem = f"{type(error).__name__}: {error}"
@@ -111,6 +114,10 @@ async def confirmed_guid(promise: ResonateHandle[Any], uuid: str, resonate: Reso
     existing_guids = await record.guids_of(uuid)
     if existing_guids != [guid]:
         raise Halted(account_mismatch_message(uuid, guid, existing_guids))
+    if await reference.rows_of(uuid, guid) != [(uuid, guid)]:
+        print_diagnostic(
+            f"account {guid} of uuid {uuid!r} exists, but {reference.name} no longer has its row. Run: {check_command(uuid)}"
+        )
     return guid
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
 from clients.command import limits
-from clients.command.console import Unavailable
+from clients.command.console import NoAnswer, Unavailable
 from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -267,8 +267,10 @@ class PostgresReference:
             ) as error:
                 if self._closed:
                     break
-                if not is_passing(error) or now() > give_up:
-                    raise Unavailable(self._explain(error)) from error
+                passing = is_passing(error)
+                if not passing or now() > give_up:
+                    outage = NoAnswer if passing or isinstance(error, socket.gaierror) else Unavailable
+                    raise outage(self._explain(error)) from error
             await asyncio.sleep(RETRY_INTERVAL_S)
         raise Unavailable(f"the connection to {self.store} is closing; run again to resume")
 

@@ -5,10 +5,12 @@ The rows are in SQLite, or, if REFERENCE_URL is set, in PostgreSQL (postgres.py)
 
 from __future__ import annotations
 
+import asyncio
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from clients.command.console import Unavailable
+from clients.command import limits
+from clients.command.console import NoAnswer, Unavailable
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -47,8 +49,18 @@ class SystemOfReference:
         self._failing_writes = False
 
     async def open(self) -> Self:
-        await self._backend.open()
-        return self
+        """Open the store. A worker waits for its first answer. Raises `Unavailable`."""
+        while True:
+            try:
+                await self._backend.open()
+            except NoAnswer as outage:
+                if not self._outages.wait_forever:
+                    raise
+                self._outages.report(outage, self.store)
+                await asyncio.sleep(limits.RETRY_INTERVAL_S)
+            else:
+                self._outages.over(self.store)
+                return self
 
     async def close(self) -> None:
         await self._backend.close()

@@ -248,6 +248,43 @@ def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
 # -- Outages ---------------------------------------------------------------
 
 
+def test_worker_waits_at_its_start_for_each_store_and_for_the_server(server_world: ServerWorld, user: str) -> None:
+    server_world.resonate.kill()
+    format_ledger(server_world.directory)
+    health, port = server_world.directory / "healthy", free_port()
+    with Postgres().started() as postgres, contextlib.ExitStack() as later:
+        rows = {"REFERENCE_URL": postgres.database(), "TB_ADDRESS": f"127.0.0.1:{port}"}
+        postgres.stop(signal.SIGQUIT)
+        world = PostgresServerWorld(server_world.directory, server_world.env | rows)
+        process = world.process(
+            "-m", "operations", "worker", "--health-file", str(health), env={"FIRST_ANSWER": "1", "PATIENCE": "1"}
+        )
+        later.callback(process.kill)
+        starting = Worker(process)
+        for store in ("PostgreSQL", "TigerBeetle"):
+            wait_until(lambda store=store: any(store in line for line in starting.said("this process waits")))  # type: ignore[misc]
+        postgres.start()
+        later.enter_context(tigerbeetle_replica(server_world.directory, port))
+        wait_until(lambda: any("Resonate" in line for line in starting.said("this process waits")))
+        assert not health.exists()
+        server_world.restart_resonate()
+        assert_exist(world, ask(world, [user]), [user])
+        assert len(starting.said("is available again")) == len(starting.said("this process waits")) == 3
+        wait_until(health.exists)
+        with postgres.frozen():
+            wait_until(lambda: len(starting.said("this process waits")) == 4)
+            health.unlink()
+        wait_until(health.exists)
+
+
+def test_sigterm_ends_a_worker_that_waits_at_its_start(tmp_path: Path) -> None:
+    away = {"TB_ADDRESS": str(free_port()), "RESONATE_URL": f"http://127.0.0.1:{free_port()}", "FIRST_ANSWER": "0.1"}
+    world = World(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+    starting = Worker(world.process("-m", "operations", "worker", env=away))
+    wait_until(lambda: len(starting.said("this process waits")) == 2)
+    assert starting.end(signal.SIGTERM) == 0
+
+
 @pytest.fixture
 def replica(server_world: ServerWorld) -> Iterator[subprocess.Popen[bytes]]:
     """A TigerBeetle that only this test uses."""
