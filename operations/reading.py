@@ -96,8 +96,8 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
 async def read_state(readers: Readers, uuid: str) -> AccountState:
     """Read the promises, then TigerBeetle, then the System of Reference.
 
-    A run writes them in the reverse order, so each object already read implies that the next read finds its
-    counterpart, also while a run is in progress.
+    A run writes them in the reverse order. So if a promise has a result, the later read sees its account. If there is an
+    account, the later read sees its row. This also holds while a run is in progress.
     """
     promises: list[Promise] = []
     while is_uuid(uuid) and (promise := await readers.promise(promise_id(uuid, len(promises) + 1))):

@@ -74,7 +74,7 @@ EXPLORED = {
         'panic_if(committed.type == "ordering_violated"', "panic_if(False", {"SQLite lost"}, NO_ACCOUNT,
     ),
     "the row is not read before the commit": (
-        "row_is_missing = rows != [(uuid, guid)]", "row_is_missing = False", {"SQLite lost"}, NO_ROW,
+        "not_staged = rows != [(uuid, guid)]", "not_staged = False", {"SQLite lost"}, NO_ROW,
     ),
     "a missing row at the commit is an account": (
         'return Outcome("ordering_violated", guid, conflicts.not_staged', 'return Outcome("exists_same", guid, conflicts.not_staged',
@@ -95,7 +95,7 @@ TESTED = {
         f"{TABLE}::test_lost_sqlite_and_promises_panic_and_create_no_second_account",
     ),
     "the accounts are not read before the commit": (
-        "    if row_is_missing or other_account:", "    if row_is_missing:",
+        "    if not_staged or other_account:", "    if not_staged:",
         f"{TABLE}::test_account_with_another_guid_than_the_staged_one_panics",
     ),
     "the panic of another staged row is forgotten": (

@@ -36,7 +36,7 @@ RETRY_INTERVAL_S = 0.1
 #: Seconds that the requests in flight have when the connections close.
 CLOSE_TIMEOUT_S = 0.5
 
-#: Of the advisory lock under which the tables are made. Any number that other programs do not use.
+#: The number of the lock that protects CREATE TABLE. Other programs must not use it.
 TABLES_LOCK = 7_246_105_819
 
 # COLLATE "C": an upgrade of the operating system's C library can corrupt an index of another collation.

@@ -97,7 +97,7 @@ class SystemOfReference:
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         """Return for each pair the rows that `rows_of` returns."""
         rows = await self._keep_pending(lambda: self._backend.rows_of_many(pairs))
-        if not self._failing_writes:  # only a write shows that a full disk has recovered
+        if not self._failing_writes:  # a read also works on a full disk, so only a write proves that the outage is over
             self._outages.over(self.store)
         return rows
 
