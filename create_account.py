@@ -3,22 +3,17 @@
 - SQLite is the System of Reference. A row `(uuid, guid)` stages an account. A row alone is not an account.
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 
-Write last: the row is written first and the account last, so each account has its row. Read first: to know whether
-an account exists, ask TigerBeetle. A row proves nothing.
+Write to TigerBeetle last, so that each account has its row. Ask it first whether an account exists, because a row proves
+nothing.
 
-`create_account` below does this in three steps. Resonate saves the result of each step. After a crash, the next run
-is a replay: the function starts at its top again, each finished step returns its saved result, and the interrupted
-step runs again. It can find what it wrote before the crash. So side effects belong in steps, and a step must
-recognize its own earlier write. If the stores contradict each other, the workflow panics: it stops for good, and an
-operator decides.
+`create_account` below has three steps, and Resonate saves the result of each. After a crash, the next run is a replay:
+the function starts at its top again, each finished step returns its saved result, and the interrupted step runs again.
+So side effects belong in steps, and a step must recognize what it wrote before the crash.
 
-    python create_account.py user-123
-
-prints the same two lines each time. Without settings it needs no server: see README.md.
+    uv run create_account.py user-123
 """
 
-if __name__ == "__main__":
-    # The command is in operations/create.py. It starts before the slow imports below, and does not return.
+if __name__ == "__main__":  # The command line, in operations/create.py. Skip this when reading.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
@@ -52,16 +47,16 @@ class Outcome:
 
     type: Literal[
         "created",  # this step wrote it now
-        "exists_same",  # it exists and is equal: this workflow wrote it before a crash
+        "exists_same",  # it exists and is equal: this workflow wrote it earlier
         "exists_diff",  # something else exists in its place
-        "ordering_violated",  # there is an account without its row, so a store was lost or restored
+        "ordering_violated",  # a row that must exist is missing, or there is another account: a store was lost
     ]
-    guid: str  # the guid that the step wrote
-    conflict: str = ""  # what the step found, for the operator
+    guid: str  # the account's guid. The next step takes it from here, because this is what was saved
+    conflict: str = ""  # what the step found, in words for the operator
 
 
-def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:  # noqa: FBT001
-    """Stop the workflow for good if the condition holds. An operator decides."""
+def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
+    """Stop the workflow for good if the condition holds: an operator must decide."""
     if condition:
         raise Panic(name, uuid, outcome.guid, outcome.conflict)
 
@@ -70,8 +65,8 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:  
 
 
 def generate_guid(ctx: Context, uuid: str) -> str:
-    """Step 1: return a new TigerBeetle id, in decimal digits: JSON numbers of other SDKs do not hold 128 bits."""
-    check_new_account(ctx.info.parent_id, uuid)
+    """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
+    check_new_account(ctx.info.parent_id, uuid)  # raises ValueError: invalid, or not the uuid of the promise
     return str(tb.id())
 
 
@@ -79,14 +74,14 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: stage the account. Write the row in the System of Reference."""
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    # Read first. If this uuid has an account but no row, the row was lost. A new row would lead to a second account.
-    existing_guids = await record.guids_of(uuid)
-    rows = await reference.rows_of(uuid, guid)
+    existing_guids = await record.guids_of(uuid)  # of the uuid's accounts: normally none or one
+    rows = await reference.rows_of(uuid, guid)  # with this uuid or this guid
     if existing_guids and not rows:
+        # The row of an account was lost. A new row, with a new guid, would lead to a second account.
         return Outcome("ordering_violated", guid, conflicts.lost_row(reference, existing_guids))
 
     if not rows:
-        # `stage` overwrites nothing. It returns the rows that another run has written since the read above.
+        # Writes the row and returns []. Or overwrites nothing, and returns the rows that another run wrote just now.
         rows = await reference.stage(uuid, guid)
         if not rows:
             return Outcome("created", guid)
@@ -99,13 +94,15 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 3: commit the account. Create it in the System of Record."""
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    # Read first, and commit only with the row: a store may have been lost or restored since step 2.
+    # Commit only with the row: a store may have been lost or restored since step 2.
     existing_guids = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)
-    if rows != [(uuid, guid)] or existing_guids not in ([], [guid]):
+    not_staged = rows != [(uuid, guid)]
+    other_account = any(existing_guid != guid for existing_guid in existing_guids)
+    if not_staged or other_account:
         return Outcome("ordering_violated", guid, conflicts.not_staged(reference, existing_guids, rows, guid))
 
-    # `create` overwrites nothing, too. It returns the account that has this guid already.
+    # Creates the account and returns None. Or overwrites nothing, and returns the account that has this guid.
     existing = await record.create(account_of(uuid, guid))
     if existing is None:
         return Outcome("created", guid)
@@ -116,8 +113,8 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 
 # -- The workflow ----------------------------------------------------------
 
-#: How long a promise may stay pending: a hundred years. The SDK's default is one day, and a step that is resumed
-#: after its deadline fails for good.
+#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a step that is resumed after
+#: its deadline fails for good.
 DEADLINE = timedelta(days=36_500)
 
 
@@ -125,8 +122,8 @@ DEADLINE = timedelta(days=36_500)
 def create_account(ctx: Context, uuid: str) -> Any:
     """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
 
-    It is a generator, like the TypeScript original: `yield from ctx.run(step).__await__()` is its
-    `yield* ctx.run(step)`. Python also has `async def`, without the decorator, and `await ctx.run(step)`.
+    It is a generator, like the TypeScript original: read `yield from X.__await__()` as `await X`. `types.coroutine` makes
+    it awaitable.
     """
     ctx = ctx.options(timeout=DEADLINE)
     store = ctx.get_dependency(SystemOfReference).name
@@ -153,10 +150,14 @@ def create_account(ctx: Context, uuid: str) -> Any:
 
 @contextlib.asynccontextmanager
 async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[tuple[Resonate, Clients]]:
-    """Register the workflow and inject the two stores. Raises `Unavailable` at the first outage."""
+    """Register the workflow and inject the two stores.
+
+    `serve`: also run the workflow when other programs ask the Resonate server for it, as a worker does. If a store or the
+    server does not answer, the body of the `async with` is cancelled, and `Unavailable` is raised.
+    """
     async with open_clients(settings, serve=serve) as clients:
-        # No retries: by default, the SDK retries a failed step for decades. An outage fails no step: it stays pending.
-        resonate = Resonate(**clients.promises, retry_policy=Never())
+        # An outage is no failure: the step's promise stays pending. Another error would only repeat, for decades by default.
+        resonate = Resonate(**clients.resonate_arguments, retry_policy=Never())
         resonate.register(create_account, name="create_account")
         resonate.with_dependency(clients.reference).with_dependency(clients.record)
         async with clients.running(resonate):

@@ -63,8 +63,8 @@ def check_new_uuid(uuid: str) -> str:
 def promise_id(uuid: str, attempt: int = 1) -> str:
     """Return the id of the durable promise of the uuid's first run, or of a later attempt (an adoption).
 
-    A first run's id begins with `c` and an attempt's with `a`, and the attempt's number contains no dash.
-    So the ids of two different uuids or attempts are never equal.
+    `create-account-U` for the first run, `attempt-2-create-account-U` for the next. Two different pairs of uuid and attempt
+    never have the same id.
     """
     first = f"create-account-{uuid}"
     return first if attempt == 1 else f"attempt-{attempt}-{first}"
@@ -141,7 +141,7 @@ def newest_account() -> tb.QueryFilter:
 def differences(held: tb.Account, uuid: str) -> list[str]:
     """Return the fields in which an account differs from the uuid's, as `code 2, not 1`.
 
-    The flag CLOSED is ignored: a transfer closes an account, and it remains the uuid's account.
+    The flag CLOSED is ignored: a transfer can close an account, and it is still the uuid's account.
     """
     wanted = account_of(uuid, str(held.id))
     held = replace(held, flags=held.flags & ~tb.AccountFlags.CLOSED)

@@ -15,7 +15,7 @@ from clients.stores.system_of_record import early_clients
 
 def main() -> None:
     """Start the client that the settings name. Raises `Unavailable`."""
-    logging.disable()  # the client logs from its own thread; `log_to_stderr` decides later
+    logging.disable()  # logging is switched on later, with -v
     settings = Settings.read(os.environ)
     if settings.tb_address is not None:
         key = (settings.tb_address, settings.tb_cluster_id)

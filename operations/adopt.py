@@ -1,4 +1,4 @@
-"""After a panic: `python -m operations adopt UUID` finishes the account. `--again` creates it anew.
+"""Finish an account after a panic: `python -m operations adopt UUID`. `--again` creates it anew.
 
 A panic is final: the durable promise `create-account-<uuid>` stays rejected, and no step of it runs again.
 So this command may write, under a durable promise of its own:
@@ -8,17 +8,8 @@ So this command may write, under a durable promise of its own:
 - Neither, and `--again`: `create_account` runs once more, with a new guid.
 - Both, and they agree: no store is written. If a promise names another guid, a line says so.
 
-Then it prints the same two lines as `create_account.py`, read from the stores, each time it is run. From then on,
-`create_account.py` prints the account, too.
-
 The promise ids are `attempt-<number>-create-account-<uuid>`, from 2. An attempt begins only after all earlier
 attempts are settled; a pending attempt is resumed.
-
-The command refuses, in one line, and changes nothing: if the first promise is pending or not found, because
-`create_account.py` might still write; and if the stores show that it would create a second account.
-
-Exit status: 0 the account exists; 98 refused, or a panic; 1 a store or server is unavailable; 2 usage;
-130 Ctrl-C.
 """
 
 from __future__ import annotations

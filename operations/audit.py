@@ -1,19 +1,7 @@
-"""Do the two stores agree? `python -m operations audit` reads all of both and changes nothing.
+"""Compare both stores: `python -m operations audit`.
 
-It prints one finding per line:
-
-- `unreferenced`: TigerBeetle holds an account, but there is no row for it
-- `staged`: a row has no account, and no pending promise will create it
-- `conflict`: the stores disagree about an account, or a resolved promise has no account
-
-and a count at the end. It reads the accounts of this example's ledger and code. An account contains a hash of
-its uuid, so an unreferenced account is named by its guid.
-
-Exit status: 0 the stores agree; 98 there are findings; 1 something cannot be read; 2 usage; 130 Ctrl-C.
-
-It uses constant memory and may run while accounts are created. A row is written before its account. So an
-account is read before its row, and a row without an account is read again, promises included. While its
-promise is pending it is counted as in progress and is not a finding.
+It uses constant memory, and may run while accounts are created. A row is written before its account. So an account is
+read before its row, and a row without an account is read again, promises included.
 """
 
 from __future__ import annotations

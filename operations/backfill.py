@@ -1,21 +1,10 @@
 """Create an account for each uuid of a list: `python -m operations backfill [FILE]`, or from stdin.
 
-One uuid per line, UTF-8, any number of lines, in constant memory. The accounts are created in batches
-(batch.py). Each uuid has its own durable promise, `create-account-<uuid>`, exactly as with
-`create_account.py`. A later single run, or a second backfill with lines added, removed or reordered, finds the same
-accounts.
+The accounts are created in batches (batch.py), in constant memory. Each uuid has its own durable promise, exactly as
+with `create_account.py`. So a single run, or a backfill with lines added, removed or reordered, finds the same accounts.
 
-A batch ends at `--chunk` lines, or when the input pauses. A batch of one is a single run.
-
-stdout gets `uuid<TAB>guid` for each line, in input order, after TigerBeetle is seen to hold the account. If a
-backfill is killed and run again with the same input, it prints the whole result, and the same each time. A
-uuid that occurs twice is printed twice, with its one account.
-
-An invalid line, also an empty one, is named by its number on stderr and skipped. A panic halts its account
-only, and is reported at the end. So is an account that another process has leased for longer than 30 s: it is pending.
-
-Exit status: 98 if an account is halted, else 1 if one is pending, else 2 if a line is invalid, else 0; 1 a store or
-server is unavailable; 130 Ctrl-C. If the reader of stdout closes it, as `head` does, the backfill ends without an error.
+A batch ends at `--chunk` lines, or when the input pauses. A batch of one is a single run. If a backfill is killed and run
+again with the same input, it prints the whole result, and the same each time.
 """
 
 from __future__ import annotations
@@ -23,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-import itertools
 import os
 import select
 import stat
@@ -253,24 +241,12 @@ class Backfill:
             print_diagnostic(f"{what} is skipped: {problem}")
 
 
-def number_requests(resonate: Resonate) -> None:
-    """Number the SDK's requests. Within a process, numbers are unique enough.
-
-    The SDK takes random bytes from the system. Each time, the interpreter may switch to another thread, which
-    costs a fifth of the whole time. `_corr_id` is private, and the SDK's release is pinned. A release without
-    it would be slower, but correct.
-    """
-    numbers = itertools.count()
-    resonate._sender._corr_id = lambda: str(next(numbers))
-
-
 # -- Command line ----------------------------------------------------------
 
 
 async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
     with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as unfinished:
         async with connect(settings) as (resonate, clients):
-            number_requests(resonate)
             visible = sys.stderr is not None and sys.stderr.isatty()
             total = count_lines(descriptor) if visible else None
             bar = tqdm(total=total, unit=" accounts", disable=not visible)

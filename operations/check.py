@@ -1,19 +1,6 @@
-"""Does this account exist? `python -m operations check UUID` reads everything and changes nothing.
+"""Say whether an account exists, by what the promises and both stores hold: `python -m operations check UUID`.
 
-The System of Record decides. The command prints what the durable promises, TigerBeetle and the System of
-Reference hold for the uuid, and one verdict:
-
-| exit status | verdict | |
-|---|---|---|
-| 0 | `exists` | TigerBeetle holds the account, and its row exists |
-| 3 | `staged` | a row exists, but no account: the account does not exist yet |
-| 4 | `unreferenced` | TigerBeetle holds an account for the uuid, but there is no row |
-| 5 | `absent` | neither |
-| 98 | `conflict` | they contradict each other, or a resolved promise; the line says how |
-| 1 | no verdict | a store or the promises cannot be read |
-
-A missing file is not an empty store: it may be lost, or DATA_DIR may be wrong. The command may run while
-accounts are created.
+The System of Record decides. A missing file is not an empty store: it may be lost, or DATA_DIR may be wrong.
 """
 
 from __future__ import annotations

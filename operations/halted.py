@@ -1,16 +1,4 @@
-"""Which accounts are halted? `python -m operations halted` reads all promises and changes nothing.
-
-It prints one line for each account whose durable promise was rejected or canceled, or cannot be executed by this
-program, with the reason and the command that shows more:
-
-    halted: create-account-user-1 is rejected: PANIC: ...; more: python -m operations check -- user-1
-    adopted: create-account-user-2 is rejected: PANIC: ...
-
-and a count at the end. `adopted`: the account exists by now.
-
-Exit status: 98 if an account is halted and not adopted, else 0; 1 something cannot be read; 2 usage; 130 Ctrl-C.
-It uses constant memory and may run while accounts are created.
-"""
+"""List the accounts whose creation has stopped for good: `python -m operations halted`."""
 
 from __future__ import annotations
 

@@ -1,14 +1,4 @@
-"""Which store is the System of Reference? `python -m operations reference` prints the record and the present store.
-
-All processes of a Resonate server must use the same System of Reference and the same TigerBeetle cluster. The
-durable promise `reference-1` records both. A process that uses others refuses to work.
-
-After a restore or a move, stop all processes, and run the command with `--accept`: it records the present store as
-the next one, `reference-2`. From then on, processes that use the old store refuse to work.
-
-Exit status: 0 the record and the present store agree; 98 they differ; 1 a store or server is unavailable; 2 usage;
-130 Ctrl-C.
-"""
+"""Show or accept the System of Reference that all processes must use: `python -m operations reference`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,6 @@ from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.system_of_reference import SqliteReference
 from create_account import DEADLINE, connect, create_account
 from operations.backfill import SINGLE_RUNS_MAX as IN_FLIGHT_MAX
-from operations.backfill import number_requests
 from operations.batch import create_batch
 from operations.commands import CHUNK
 
@@ -88,7 +87,6 @@ async def raw(count: int, in_flight: int) -> list[float]:
 
 async def durable(count: int, in_flight: int) -> list[float]:
     async with connect(Settings.read(os.environ)) as (resonate, _):
-        number_requests(resonate)
 
         async def create(uuid: str) -> None:
             promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
@@ -99,7 +97,6 @@ async def durable(count: int, in_flight: int) -> list[float]:
 
 async def batch(count: int, _: int) -> list[float]:
     async with connect(Settings.read(os.environ)) as (resonate, clients):
-        number_requests(resonate)
         prefix, done = uuid.uuid4().hex, list[float]()
         started = time.perf_counter()
         while len(done) < count:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -113,8 +114,8 @@ def test_the_commands_for_the_servers_create_their_accounts(tmp_path: Path) -> N
 
 
 def test_the_workflow_is_the_one_that_is_shown() -> None:
-    source = inspect.getsource(create_account.create_account)
-    assert source.strip() in README
+    [shown] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert textwrap.indent(shown, "    ").rstrip() in inspect.getsource(create_account.create_account)
 
 
 def test_every_setting_is_explained() -> None:
