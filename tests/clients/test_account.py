@@ -29,7 +29,8 @@ INVALID = ["", "x" * 257, "a:b", "a\nb", "a\x85b", "a\x7fb", "\udc80"]
 LOOK_ALIKES = {
     "leading white space": " u",
     "trailing white space": "u\u00a0",
-    "white space that is not U+0020": "a\u2003b",
+    "no-break space": "u\u00a0v",
+    "ideographic space": "u\u3000v",
     "zero width space": "u\u200bv",
     "byte order mark": "u\ufeff",
     "line separator": "u\u2028v",
