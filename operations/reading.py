@@ -61,7 +61,9 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
     resonate: Resonate | None = None
     async with contextlib.AsyncExitStack() as stack:
         if settings.resonate_url is None:
-            database = await ReadOnly(settings.data_dir / "promises.db").open()
+            database = ReadOnly(settings.data_dir / "promises.db")
+            stack.push_async_callback(database.close)
+            await database.open()
             promise, unresolved = embedded(database), embedded_unresolved(database)
         else:
             resonate = await stack.enter_async_context(open_promises(settings, outages))

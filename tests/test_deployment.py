@@ -82,11 +82,6 @@ def test_an_action_is_pinned_by_its_commit(job: dict[str, Any]) -> None:
             assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", step["uses"])
 
 
-@each_job
-def test_a_job_has_a_time_limit(job: dict[str, Any]) -> None:
-    assert job["timeout-minutes"] > 0
-
-
 @pytest.mark.parametrize("workflow", WORKFLOWS.values(), ids=WORKFLOWS)
 def test_a_workflow_may_only_read(workflow: dict[str, Any]) -> None:
     assert workflow["permissions"] in ({}, {"contents": "read"})

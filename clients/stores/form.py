@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from clients.command.console import Unavailable
 
+#: The part of a form that says that there is a table at all.
+EXISTS = "a table"
+
 
 def check_form(store: str, table: str, found: set[str], form: set[str], action: str) -> None:
     """Raise `Unavailable`, in one line that says what differs, if a table does not have the form."""
     problems = [f"lacks {part}" for part in sorted(form - found)] + [f"has {part}" for part in sorted(found - form)]
-    if not found:
+    if EXISTS not in found:
         raise Unavailable(
             f"{store} has no table {table} (expected only if no account was ever requested here); {action} and run again"
         )

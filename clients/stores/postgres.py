@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote
 from clients.command import limits
 from clients.command.console import NoAnswer, Unavailable
 from clients.stores.batcher import Batcher
-from clients.stores.form import check_form
+from clients.stores.form import EXISTS, check_form
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -97,13 +97,15 @@ def verified(sql: str, id_parameter: int | None) -> str:
 #: The tables' columns and unique keys. With other ones, a row could be missing for a read and exist for a write.
 FORMS = {
     "accounts": {
-        'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique btree (uuid)", "unique btree (guid)",
+        EXISTS, 'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique btree (uuid)", "unique btree (guid)",
     },
-    "reference": {"column one boolean", 'column id text COLLATE "default"', "unique btree (one)"},
+    "reference": {EXISTS, "column one boolean", 'column id text COLLATE "default"', "unique btree (one)"},
 }  # fmt: skip
 
 #: Reads the form of a table: its columns of these names, its unique keys, and what makes it no ordinary table.
-FORM = """
+FORM = f"""
+    SELECT '{EXISTS}' WHERE to_regclass($1) IS NOT NULL
+    UNION ALL
     SELECT 'column ' || attname || ' ' || format_type(atttypid, atttypmod)
       || coalesce(' COLLATE ' || quote_ident(collname), '')
     FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation
@@ -117,7 +119,7 @@ FORM = """
     UNION ALL
     SELECT CASE WHEN relkind = 'r' THEN 'no write-ahead log (UNLOGGED)' ELSE 'another kind than TABLE' END
     FROM pg_class WHERE oid = to_regclass($1) AND (relkind <> 'r' OR relpersistence <> 'p')
-"""
+"""  # noqa: S608
 
 PORT_MAX = 65_535
 

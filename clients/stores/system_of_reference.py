@@ -6,11 +6,13 @@ The rows are in SQLite, or, if REFERENCE_URL is set, in PostgreSQL (postgres.py)
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from clients.command import limits
 from clients.command.console import NoAnswer, Unavailable
+from clients.stores.form import EXISTS, check_form
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -124,6 +126,25 @@ class SystemOfReference:
         return await self._outages.keep_pending(self.store, request)
 
 
+#: The columns of SQLite's table and its unique keys. With other ones, a row could be missing for a read and exist for a
+#: write, or a guid could be rounded to a float.
+SQLITE_FORM = {EXISTS, "column uuid TEXT", "column guid TEXT", "unique (uuid)", "unique (guid)"}
+
+
+def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
+    """Raise `Unavailable` if the table of rows has another form."""
+    columns = db.execute("SELECT name, type FROM pragma_table_info('accounts')").fetchall()
+    found = {f"column {name} {kind.upper()}" for name, kind in columns if name in ("uuid", "guid")}
+    found |= {EXISTS} if columns else set()
+    for index, partial in db.execute(
+        "SELECT name, partial FROM pragma_index_list('accounts') WHERE \"unique\""
+    ).fetchall():
+        parts = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,))
+        keys = [(name or "an expression") + f" COLLATE {order}" * (order != "BINARY") for name, order in parts]
+        found.add(f"unique ({', '.join(keys)})" + " WHERE" * partial)
+    check_form(str(path), "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
+
+
 class SqliteReference:
     name = "SQLite"
 
@@ -135,6 +156,7 @@ class SqliteReference:
 
     async def open(self) -> Self:
         await self._database.open()
+        await self._database.transact(functools.partial(check_sqlite_form, self._database.path), writes=False)
         return self
 
     async def close(self) -> None:
