@@ -3,14 +3,14 @@
 - SQLite is the System of Reference. A row `(uuid, guid)` stages an account. A row alone is not an account.
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 
-Both halves of the rule are about TigerBeetle: write to it last, so that each account has its row; and ask it first
-whether an account exists, because a row proves nothing.
+Write to TigerBeetle last, so that each account has its row. Ask it first whether an account exists, because a row proves
+nothing.
 
 `create_account` below has three steps, and Resonate saves the result of each. After a crash, the next run is a replay:
 the function starts at its top again, each finished step returns its saved result, and the interrupted step runs again.
 So side effects belong in steps, and a step must recognize what it wrote before the crash.
 
-    python create_account.py user-123
+    uv run create_account.py user-123
 """
 
 if __name__ == "__main__":  # The command line, in operations/create.py. Skip this when reading.
@@ -52,7 +52,7 @@ class Outcome:
         "created",  # this step wrote it now
         "exists_same",  # it exists and is equal: this workflow wrote it earlier
         "exists_diff",  # something else exists in its place
-        "ordering_violated",  # the row is missing, or there is another account: a store was lost or restored
+        "ordering_violated",  # a row that must exist is missing, or there is another account: a store was lost
     ]
     guid: str  # the account's guid. The next step takes it from here, because this is what was saved
     conflict: str = ""  # what the step found, in words for the operator
@@ -69,7 +69,7 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_new_account(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or not this promise's
+    check_new_account(ctx.info.parent_id, uuid)  # raises ValueError: invalid, or not the uuid of the promise
     return str(tb.id())
 
 
@@ -84,7 +84,8 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
         return Outcome("ordering_violated", guid, conflicts.lost_row(reference, existing_guids))
 
     if not rows:
-        rows = await reference.stage(uuid, guid)  # overwrites nothing: returns rows that another run wrote just now
+        # Writes the row and returns []. Or overwrites nothing, and returns the rows that another run wrote just now.
+        rows = await reference.stage(uuid, guid)
         if not rows:
             return Outcome("created", guid)
     if rows == [(uuid, guid)]:
@@ -99,12 +100,13 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     # Commit only with the row: a store may have been lost or restored since step 2.
     existing_guids = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)
-    row_is_missing = rows != [(uuid, guid)]
+    not_staged = rows != [(uuid, guid)]
     other_account = any(existing_guid != guid for existing_guid in existing_guids)
-    if row_is_missing or other_account:
+    if not_staged or other_account:
         return Outcome("ordering_violated", guid, conflicts.not_staged(reference, existing_guids, rows, guid))
 
-    existing = await record.create(account_of(uuid, guid))  # overwrites nothing: returns the account that was there
+    # Creates the account and returns None. Or overwrites nothing, and returns the account that has this guid.
+    existing = await record.create(account_of(uuid, guid))
     if existing is None:
         return Outcome("created", guid)
     if not differences(existing, uuid):
@@ -114,7 +116,8 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 
 # -- The workflow ----------------------------------------------------------
 
-#: Never, in practice. The SDK's default is one day, and a step that is resumed after its deadline fails for good.
+#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a step that is resumed after
+#: its deadline fails for good.
 DEADLINE = timedelta(days=36_500)
 
 
@@ -122,7 +125,8 @@ DEADLINE = timedelta(days=36_500)
 def create_account(ctx: Context, uuid: str) -> Any:
     """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
 
-    Read `yield from X.__await__()` as `await X`. It is a generator, like the TypeScript original.
+    It is a generator, like the TypeScript original: read `yield from X.__await__()` as `await X`. `types.coroutine` makes
+    it awaitable.
     """
     ctx = ctx.options(timeout=DEADLINE)
     store = ctx.get_dependency(SystemOfReference).name
@@ -147,16 +151,22 @@ def create_account(ctx: Context, uuid: str) -> Any:
 # -- Wiring ----------------------------------------------------------------
 
 
+def register(resonate: Resonate) -> None:
+    """Register all versions of the workflow: docs/operations.md, 'Changing the steps'."""
+    resonate.register(create_account, name="create_account")
+
+
 @contextlib.asynccontextmanager
 async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[tuple[Resonate, Clients]]:
-    """Register the workflow and inject the two stores. `serve`: also run it for other programs, as a worker.
+    """Register the workflow and inject the two stores.
 
-    Raises `Unavailable` if a store or the server does not answer, and cancels the block at a later outage.
+    `serve`: also run the workflow when other programs ask the Resonate server for it, as a worker does. If a store or the
+    server does not answer, the body of the `async with` is cancelled, and `Unavailable` is raised.
     """
     async with open_clients(settings, serve=serve) as clients:
-        # Never retry a step that raises: it would raise again. By default, the SDK retries for decades.
-        resonate = Resonate(**clients.promises, retry_policy=Never())
-        resonate.register(create_account, name="create_account")
+        # An outage is no failure: the step's promise stays pending. Another error would only repeat, for decades by default.
+        resonate = Resonate(**clients.resonate_arguments, retry_policy=Never())
+        register(resonate)
         resonate.with_dependency(clients.reference).with_dependency(clients.record)
         async with clients.running(resonate):
             yield resonate, clients

@@ -67,8 +67,8 @@ PREFIX = "create-account"
 def promise_id(uuid: str, attempt: int = 1) -> str:
     """Return the id of the durable promise of the uuid's first run, or of a later attempt (an adoption).
 
-    After the prefix, a first run's id has a dash and an attempt's has an underscore. The attempt's number contains no
-    dash. So the ids of two different uuids or attempts are never equal.
+    `create-account-U` for the first run, `create-account_attempt-2-U` for the next. Two different pairs of uuid and
+    attempt never have the same id.
     """
     return f"{PREFIX}-{uuid}" if attempt == 1 else f"{PREFIX}_attempt-{attempt}-{uuid}"
 
@@ -150,7 +150,7 @@ def newest_account() -> tb.QueryFilter:
 def differences(held: tb.Account, uuid: str) -> list[str]:
     """Return the fields in which an account differs from the uuid's, as `code 2, not 1`.
 
-    The flag CLOSED is ignored: a transfer closes an account, and it remains the uuid's account.
+    The flag CLOSED is ignored: a transfer can close an account, and it is still the uuid's account.
     """
     wanted = account_of(uuid, str(held.id))
     held = replace(held, flags=held.flags & ~tb.AccountFlags.CLOSED)

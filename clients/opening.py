@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clients:
-    """The open clients. `promises` are the arguments of `Resonate`."""
+    """The open clients, and the arguments of `Resonate`."""
 
     reference: SystemOfReference
     record: SystemOfRecord
-    promises: dict[str, Any]
+    resonate_arguments: dict[str, Any]
     outages: Outages
 
     @contextlib.asynccontextmanager
     async def running(self, resonate: Resonate) -> AsyncIterator[None]:
         """Run the block, raise the outage that ends it, and stop the SDK.
 
-        A step that waits for a store gets no answer when the stores close. Its promise stays pending.
+        When the stores close, a waiting step ends without a result. The next run repeats it.
         """
         try:
             async with self.outages.interrupting():
@@ -61,30 +61,30 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
     outages = Outages()
     outages.wait_forever = serve
     async with contextlib.AsyncExitStack() as stack:
-        promises: dict[str, Any]
+        arguments: dict[str, Any]
         if settings.resonate_url is None:
             engine = EmbeddedPromises(settings.data_dir, GROUP, outages)
             stack.push_async_callback(engine.close)
             await engine.open()
-            # ttl 0: a lease never expires, because no other process can take over. There is nothing to poll.
-            promises = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
+            # A lease is the right to run a task for some time. Only one process exists here, so a lease need not expire: 0.
+            arguments = {"network": engine, "ttl": timedelta(0), "subscription_refresh_secs": 0}
         else:
-            promises = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+            arguments = server(settings.resonate_url, settings.resonate_token, outages, serve=serve)
         reference = open_reference(settings, outages)
         stack.push_async_callback(reference.close)
         record = open_record(settings, outages)
         stack.push_async_callback(record.close)
 
-        async def open_own_reference() -> None:
+        async def open_reference_and_check() -> None:
             await reference.open()
             if settings.resonate_url is not None:
                 identity = Identity(await reference.identity(), str(settings.tb_cluster_id))
                 async with open_promises(settings, outages) as resonate, outages.interrupting():
                     await check_or_record(resonate, identity)
 
-        # Before the connection below listens: a worker with another store must not receive a task.
-        await asyncio.gather(open_own_reference(), record.open())
-        yield Clients(reference, record, promises, outages)
+        # Check the store first, and only then let a worker receive tasks.
+        await asyncio.gather(open_reference_and_check(), record.open())
+        yield Clients(reference, record, arguments, outages)
 
 
 def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:

@@ -17,7 +17,7 @@ from clients.stores.system_of_record import early_clients
 
 def main() -> None:
     """Start the client that the settings name. The command finds an error again, after that of its command line."""
-    logging.disable()  # the client logs from its own thread; `log_to_stderr` decides later
+    logging.disable()  # logging is switched on later, with -v
     with contextlib.suppress(Unavailable):
         settings = Settings.read(os.environ)
         if settings.tb_address is not None:

@@ -148,7 +148,7 @@ def _cluster_id(text: str) -> int:
 def _data_dir(given: str | None, kind: str) -> Path:
     """Return the absolute path. Without DATA_DIR it does not depend on the working directory.
 
-    A default that did would show one user two sets of promises, and so false panics.
+    If it did, a run from another directory would use other promises, and would panic without a reason.
     """
     if given is not None and given.startswith("~"):
         raise Unavailable(f"DATA_DIR={given!r} begins with ~, which only a shell replaces: set it to the whole path")

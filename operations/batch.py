@@ -9,8 +9,8 @@ promise, `create-account-<uuid>`, with the same state and value as after a singl
 4. commit: create the accounts in the System of Record.
 5. settle: resolve each claimed promise with its account, or reject it with its panic.
 
-A step judges an account that is not simply created by the step of `create_account.py`. So each conflict is defined
-once. A panic halts its account only.
+If an account cannot simply be created, the batch runs the single step of `create_account.py` for it, and that step decides.
+So each conflict is defined once. A panic halts its account only.
 
 A single run, or another batch, that meets a claimed account completes the batch first (`complete`).
 """
@@ -112,7 +112,7 @@ async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
     written = await reference.stage_many(absent)
     created = {uuid for (uuid, _), done in zip(absent, written, strict=True) if done}
     panics = await judge(ctx, stage_account, reference.name, accounts, created)
-    # An account that exists is older. Then the next step must look at all accounts, even if there was no panic.
+    # An account that exists is older than `newest`. Then the commit step must look at all accounts.
     return Written(first(accounts), panics, 0 if any(existing) else newest)
 
 
@@ -221,7 +221,7 @@ def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -
 
 def register(resonate: Resonate, clients: Clients) -> Claims:
     """Register the workflow and inject what it needs besides the two stores. May be called again."""
-    claims = Claims(resonate, clients.promises["network"])
+    claims = Claims(resonate, clients.resonate_arguments["network"])
     with contextlib.suppress(AlreadyRegisteredError):
         resonate.register(create_accounts, name="create_accounts")
         resonate.with_dependency(claims)
@@ -260,7 +260,7 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
     ]
 
 
-#: Of the batches that this process completes now: several accounts of a batch can be asked for at the same time.
+#: A lock for each batch that this process completes: two requests may need the same batch.
 _completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
@@ -282,15 +282,15 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
             return
         promise = await read(resonate, batch)
         if promise is not None and promise.state == "pending":
-            await run_to_its_end(promise, uuid, resonate)
+            await finish_batch(promise, uuid, resonate)
             promise = await read(resonate, batch)
         if promise is not None and promise.state == "pending":
             raise Unavailable(f"batch {batch} is still pending; run again")
         if await is_claimed():
-            await claims.settle({uuid: await what_became_of(uuid, await end_of(promise, batch), clients)})
+            await claims.settle({uuid: await final_result(uuid, await describe_end(promise, batch), clients)})
 
 
-async def run_to_its_end(promise: PromiseRecord, uuid: str, resonate: Resonate) -> None:
+async def finish_batch(promise: PromiseRecord, uuid: str, resonate: Resonate) -> None:
     batch = promise.id
     cannot_run.check(promise, resonate)
     # The promise records the uuids. The argument is not used.
@@ -300,11 +300,11 @@ async def run_to_its_end(promise: PromiseRecord, uuid: str, resonate: Resonate) 
         await run.result()
     except (Unavailable, ServerError):
         raise
-    except Exception:  # noqa: BLE001, S110 - any error can be stored in a promise; `end_of` reads it
+    except Exception:  # noqa: BLE001, S110 - any error can be stored in a promise; `describe_end` reads it
         pass
 
 
-async def end_of(promise: PromiseRecord | None, batch: str) -> str:
+async def describe_end(promise: PromiseRecord | None, batch: str) -> str:
     """Say how the batch ended."""
     if promise is None:
         return f"batch {batch} was not found"
@@ -315,7 +315,7 @@ async def end_of(promise: PromiseRecord | None, batch: str) -> str:
     return f"batch {batch} is {promise.state}"
 
 
-async def what_became_of(uuid: str, ended: str, clients: Clients) -> dict[str, str] | ApplicationError:
+async def final_result(uuid: str, ended: str, clients: Clients) -> dict[str, str] | ApplicationError:
     """Return the result of a claimed account whose batch ended without a result for it."""
     # Read first: the System of Record decides whether the account exists.
     guids = await clients.record.guids_of(uuid)

@@ -61,7 +61,9 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
     resonate: Resonate | None = None
     async with contextlib.AsyncExitStack() as stack:
         if settings.resonate_url is None:
-            database = await ReadOnly(settings.data_dir / "promises.db").open()
+            database = ReadOnly(settings.data_dir / "promises.db")
+            stack.push_async_callback(database.close)
+            await database.open()
             promise, unresolved = embedded(database), embedded_unresolved(database)
         else:
             resonate = await stack.enter_async_context(open_promises(settings, outages))
@@ -94,8 +96,8 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
 async def read_state(readers: Readers, uuid: str) -> AccountState:
     """Read the promises, then TigerBeetle, then the System of Reference.
 
-    A run writes them in the reverse order, so each object already read implies that the next read finds its
-    counterpart, also while a run is in progress.
+    A run writes them in the reverse order. So if a promise has a result, the later read sees its account. If there is an
+    account, the later read sees its row. This also holds while a run is in progress.
     """
     promises: list[Promise] = []
     while is_uuid(uuid) and (promise := await readers.promise(promise_id(uuid, len(promises) + 1))):

@@ -351,7 +351,7 @@ class Program:
         return await self.run(attempt.id, attempt.workflow.__name__, *attempt.arguments)
 
     def _clients(self) -> Any:
-        return SimpleNamespace(reference=Reference(), record=Record(), promises={"network": None})
+        return SimpleNamespace(reference=Reference(), record=Record(), resonate_arguments={"network": None})
 
     async def create(self, uuid: str, *lacks: str) -> tuple[str, Any]:
         resonate: Any = Resonate(self, frozenset(lacks))

@@ -219,12 +219,12 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def lossy_proxy(port: int, words: bytes, *, silent: bool) -> Iterator[int]:
-    """Forward connections to the port. The first answer that contains the words is lost.
+def lossy_proxy(port: int, words: bytes, *, silent: bool, after: bytes = b"") -> Iterator[int]:
+    """Forward connections to the port. The first answer that contains the words, after such a request, is lost.
 
     Its connection is closed then; `silent`: it stays open, and nothing comes any more.
     """
-    lost = threading.Event()
+    lost, requested = threading.Event(), threading.Event()
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -232,7 +232,7 @@ def lossy_proxy(port: int, words: bytes, *, silent: bool) -> Iterator[int]:
                 requests = threading.Thread(target=forward, args=(self.request, server))
                 requests.start()
                 while answer := server.recv(65536):
-                    if words in answer and not lost.is_set():
+                    if words in answer and requested.is_set() and not lost.is_set():
                         lost.set()
                         if silent:
                             requests.join()
@@ -246,6 +246,8 @@ def lossy_proxy(port: int, words: bytes, *, silent: bool) -> Iterator[int]:
     def forward(client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while request := client.recv(65536):
+                if after in request:
+                    requested.set()
                 server.sendall(request)
             server.shutdown(socket.SHUT_RDWR)
 

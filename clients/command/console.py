@@ -1,4 +1,4 @@
-"""How a command of this project ends: an exit status and at most one line on stderr, never a traceback.
+"""Start and end each command: exit status, messages, Ctrl-C. No command ends with a traceback.
 
 This module imports only the standard library, so that Ctrl-C is caught from the start. It must also parse
 under old versions of Python, because it is what tells their users which version is needed.
@@ -46,16 +46,18 @@ def main(module: str, *, first: str = "") -> None:
 
     `first`: a module whose `main()` is called before the slow imports.
     """
-    os.umask(0o077)  # durable promises can carry code, so only their owner may read or write the files
+    os.umask(
+        0o077
+    )  # promises.db can contain pickles, and loading a pickle runs code: only the owner may write the files
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a uuid is Unicode, whatever the locale
     try:
         status = _status(module, first)
     except KeyboardInterrupt:
         status = INTERRUPTED
-        sys.unraisablehook = lambda _: None  # objects that were interrupted half made report nothing useful
+        sys.unraisablehook = lambda _: None  # half-initialized objects would print warnings now
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the result is final
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on Ctrl-C changes nothing
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -63,7 +65,7 @@ def main(module: str, *, first: str = "") -> None:
 
 
 def run_async(command: "Coroutine[Any, Any, Any]") -> Any:
-    """Run the coroutine as `asyncio.run` does, but do not wait at its end for threads that look up host names."""
+    """Run the coroutine as `asyncio.run` does, but exit even if a thread still looks up a host name."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,6 +1,6 @@
 """What happens when a store or server is unavailable.
 
-One rule: a store failure never settles a durable promise. The step that meets the failure raises the SDK's
+One rule: if a store fails, no result is saved. The step that meets the failure raises the SDK's
 `PlatformError`, which releases the step's task and leaves its promise pending. The next run resumes there.
 """
 
@@ -44,7 +44,7 @@ class Outages:
         return self.wait_forever and (outage.passes or self._callers is not None)
 
     def report(self, outage: Unavailable, store: str = "") -> None:
-        """End the command: raise the outage in the task of `interrupting`, or from another task cancel that one."""
+        """End the command. In the main task, raise the outage. In another task, cancel the main task: `interrupting` raises it."""
         for caller in self._callers or ():
             if not caller.done():
                 caller.set_exception(outage)
@@ -56,7 +56,7 @@ class Outages:
             self._first = outage
             task = self._interrupted
             if task is asyncio.current_task():
-                raise outage  # a cancellation would strike at the next `await`, which may be one of the clean-up
+                raise outage  # a cancellation would take effect at the next `await`, perhaps in the clean-up code
             if task is not None:
                 task.cancel()
 
@@ -89,7 +89,7 @@ class Outages:
                 raise self._first
             yield
         except asyncio.CancelledError:
-            if self._first is not None and task.uncancel() == 0:  # else Ctrl-C cancels it, too
+            if self._first is not None and task.uncancel() == 0:  # not 0: Ctrl-C has cancelled it, too
                 raise self._first from None
             raise
         except (Exception, PlatformError) as error:  # a PlatformError is no Exception

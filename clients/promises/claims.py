@@ -1,7 +1,7 @@
 """The durable promises of the accounts that a batch creates: `operations/batch.py`.
 
-A batch claims an account by creating the account's own promise, `create-account-<uuid>`, without a task. So nobody can
-run it, and the tag says which batch settles it.
+A batch claims an account: it creates the account's promise, `create-account-<uuid>`, without a task. A task is Resonate's
+order to run a function. So no worker runs this promise. A tag names the batch, which will save the result.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class Claims:
     async def create(self, batch: str, uuids: list[str], timeout_at: int) -> list[str]:
         """Claim the accounts for the batch. Returns the uuids whose promises are settled or not claimed by it.
 
-        `timeout_at`: when the batch's promise and the claims expire (ms). A lost batch that is created again has a
-        later time, so it does not take the claims of the first one, which may have written already.
+        `timeout_at`: when the batch's promise and the claims expire (ms). If a batch's promise
+        is lost and made again, its time is later. So it does not take the claims of the first batch, which may have
+        created accounts.
         """
         tags = {CLAIM: batch}
         requests = [PromiseCreateReq(id=promise_id(uuid), timeout_at=timeout_at, tags=tags) for uuid in uuids]

@@ -55,7 +55,7 @@ _EMPTY = msgspec.json.encode(_Snapshot({}, {}, [], []))
 
 
 class _Origin:
-    """The engine's state for one top-level promise and what was started below it."""
+    """One workflow: its promise and the promises of its steps."""
 
     def __init__(self, saved: bytes | None, now: int) -> None:
         self.state = ServerState()
@@ -67,7 +67,7 @@ class _Origin:
             self.state.tasks = snapshot.tasks
             self.state.p_timeouts = snapshot.p_timeouts
             self.state.t_timeouts = snapshot.t_timeouts
-            # This process has the file's lock and has just read this origin, so any lease is of a dead process.
+            # This process has the file's lock. So no other living process has a lease.
             for task in self.state.tasks.values():
                 if task.state == "acquired":
                     self.state.task_release(now, None, {"id": task.id})
@@ -89,11 +89,11 @@ class _Origin:
 class EmbeddedPromises(LocalConnection):
     """The SDK's `LocalConnection`, made durable: state is on disk before the response is returned.
 
-    Two changes are not written at once: "step started" and "listener registered". They are written with the
+    Two kinds of changes are not written immediately: "step started" and "listener registered". They are written with the
     next result, because a rerun repeats them.
 
     A top-level promise and its steps are one row. It is read on the first request and released when it is
-    settled. So neither the start nor an account gets slower as the number of promises grows.
+    settled. So a run does not get slower when there are many promises.
     """
 
     SCHEMA = "CREATE TABLE IF NOT EXISTS origins (origin TEXT PRIMARY KEY, state TEXT NOT NULL)"

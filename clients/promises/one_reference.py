@@ -1,8 +1,8 @@
 """One System of Reference: all processes of a Resonate server must use the same store of rows, and one cluster.
 
-A process that works on another database by mistake stages its accounts there, and others panic for them. So the
-store has a random id. The durable promise `create-account_reference-1` records the id and TB_CLUSTER_ID. The first process creates
-the promise. A later process whose store or cluster differs refuses to work.
+A process with a wrong database would write rows there, and other processes would panic for the same uuids. So the
+store has a random id. The durable promise `create-account_reference-1` records the id and TB_CLUSTER_ID. The first
+process creates the promise. A later process whose store or cluster differs refuses to work.
 
 After a move or a restore, an operator accepts the present store: `create-account_reference-2` records it, and so on.
 
@@ -37,7 +37,7 @@ LIFETIME_MS = 36_500 * 86_400_000
 class Identity:
     """What all processes must agree about."""
 
-    store: str | None  # the random id of the System of Reference; None if it has none yet
+    store: str | None  # the random id of the System of Reference; None if it is not yet made
     cluster: str
 
     def __str__(self) -> str:

@@ -86,11 +86,11 @@ async def confirmed_guid(
     holds another account or none, and the errors of `settled`.
     """
     try:
-        await promise.id()  # an error of the creation; without this, `result` would wait without a limit
+        await promise.id()  # raises the error if the promise could not be created; `result` would wait without a limit
     except ServerError as error:
         if error.code != HTTPStatus.UNPROCESSABLE_ENTITY:
             raise
-        # Since the promise was read, another process created it without a task, for a batch for example.
+        # Another process has created the promise meanwhile, and nobody can run it: for a batch, for example.
         settled_promise = await settled(resonate, uuid)
         if settled_promise is None:
             raise Unavailable(f"promise {promise_id(uuid)} is changing; run again") from error

@@ -1,19 +1,28 @@
-"""The rows of the System of Reference in PostgreSQL, which many hosts can share."""
+"""The rows of the System of Reference in PostgreSQL, which many hosts can share.
+
+Each request is one transaction, which first states and verifies what this program relies on (`beginning`). A pooler can
+drop what a connection asks for when it starts, and can give each transaction another connection to the server. So no
+setting and no prepared statement lives longer than a transaction.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
+import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from clients.command import limits
 from clients.command.console import NoAnswer, Unavailable
 from clients.stores.batcher import Batcher
+from clients.stores.form import EXISTS, check_form
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     import asyncpg
 
@@ -27,12 +36,11 @@ RETRY_INTERVAL_S = 0.1
 #: Seconds that the requests in flight have when the connections close.
 CLOSE_TIMEOUT_S = 0.5
 
-#: Of the advisory lock under which the tables are made. Any number that other programs do not use.
+#: The number of the lock that protects CREATE TABLE. Other programs must not use it.
 TABLES_LOCK = 7_246_105_819
 
 # COLLATE "C": an upgrade of the operating system's C library can corrupt an index of another collation.
 # CREATE TABLE IF NOT EXISTS fails in a race, and for a role that may not create tables.
-# One statement, so one time limit, and no transaction that this process would have to end.
 TABLES = f"""
     DO $$ BEGIN
       PERFORM pg_advisory_xact_lock({TABLES_LOCK});
@@ -42,18 +50,78 @@ TABLES = f"""
       IF to_regclass('reference') IS NULL THEN
         CREATE TABLE reference (one boolean PRIMARY KEY CHECK (one), id text NOT NULL);
       END IF;
-      IF NOT EXISTS (SELECT FROM reference) THEN
-        INSERT INTO reference VALUES (true, replace(gen_random_uuid()::text, '-', ''));
-      END IF;
     END $$
+"""
+
+#: Seconds after which the server ends a transaction whose process has frozen. Its rows would block other processes.
+IDLE_TIMEOUT_S = 10
+
+READ_ONLY = "accepts no writes"
+
+#: What this program relies on: a condition, and what is wrong if it is false. Each statement verifies them all.
+RELIED_ON = {
+    # A replica may lack a row that was just staged. To the last step, that would be a panic.
+    "NOT current_setting('transaction_read_only')::boolean": READ_ONLY,
+    "current_setting('server_encoding') = 'UTF8'": "is not a UTF-8 database; create one with ENCODING 'UTF8'",
+    "current_setting('client_encoding') = 'UTF8'": "does not receive UTF-8; correct the proxy before it and run again",
+    "current_setting('fsync') = 'on'": "can lose rows in a power cut; set fsync=on and run again",
+    "current_setting('synchronous_commit') = 'on'": "ignores SET LOCAL; correct the proxy before it and run again",
+    "current_setting('transaction_isolation') = 'read committed'": "ignores BEGIN; correct the proxy before it and run again",
+}
+
+#: The database that this process has begun with. The parameter is the id.
+SAME_DATABASE = "EXISTS (SELECT FROM reference WHERE id = ${})"
+REPLACED = "was replaced while this process ran; run `python -m operations check` before you run again"
+
+
+def beginning() -> str:
+    """Return the statements that begin a transaction."""
+    return f"""
+        -- Under a stricter level, the loser of a race for a uuid would get an error and not the winner's row.
+        BEGIN ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL synchronous_commit = on; -- an answered write survives a power cut
+        SET LOCAL row_security = off; -- an error, and no hidden rows
+        SET LOCAL statement_timeout = {limits.ANSWER_TIMEOUT_S * 1000:.0f};
+        SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_S * 1000};
+    """
+
+
+def verified(sql: str, id_parameter: int | None) -> str:
+    """Return the statement with one column more, the first: what is wrong, or NULL. It returns one row at least."""
+    relied_on = RELIED_ON if id_parameter is None else RELIED_ON | {SAME_DATABASE.format(id_parameter): REPLACED}
+    cases = " ".join(f"WHEN NOT {true} THEN '{wrong.replace("'", "''")}'" for true, wrong in relied_on.items())
+    problem = f"SELECT CASE {cases} END AS problem"
+    return f"WITH answer AS ({sql}) SELECT problem, answer.* FROM ({problem}) AS verified LEFT JOIN answer ON true"  # noqa: S608
+
+
+#: The tables' columns and unique keys. With other ones, a row could be missing for a read and exist for a write.
+FORMS = {
+    "accounts": {
+        EXISTS, 'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique btree (uuid)", "unique btree (guid)",
+    },
+    "reference": {EXISTS, "column one boolean", 'column id text COLLATE "default"', "unique btree (one)"},
+}  # fmt: skip
+
+#: Reads the form of a table: its columns of these names, its unique keys, and what makes it no ordinary table.
+FORM = f"""
+    SELECT '{EXISTS}' WHERE to_regclass($1) IS NOT NULL
+    UNION ALL
+    SELECT 'column ' || attname || ' ' || format_type(atttypid, atttypmod)
+      || coalesce(' COLLATE ' || quote_ident(collname), '')
+    FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation
+    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attname = ANY($2::text[])
+    UNION ALL
+    SELECT 'unique ' || split_part(pg_get_indexdef(indexrelid), ' USING ', 2)
+      || CASE WHEN indisvalid AND indimmediate THEN '' ELSE ' not valid, or deferrable' END
+    FROM pg_index WHERE indrelid = to_regclass($1) AND (indisunique OR indisexclusion)
+    UNION ALL
+    SELECT 'row level security' WHERE row_security_active(to_regclass($1))
+    UNION ALL
+    SELECT CASE WHEN relkind = 'r' THEN 'no write-ahead log (UNLOGGED)' ELSE 'another kind than TABLE' END
+    FROM pg_class WHERE oid = to_regclass($1) AND (relkind <> 'r' OR relpersistence <> 'p')
 """  # noqa: S608
 
-SESSION = {
-    "application_name": "create-account",
-    # Under a stricter level, the loser of a race for a uuid would get an error and not the winner's row.
-    "default_transaction_isolation": "read committed",
-    "synchronous_commit": "on",  # an answered write survives a power cut
-}
+PORT_MAX = 65_535
 
 _HOST = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?"
 _URL = re.compile(
@@ -63,7 +131,7 @@ _URL = re.compile(
 )
 
 #: SQLSTATEs, or their classes, of errors that end without a change of settings.
-PASSING = ("08", "25006", "40", "53300", "55P03", "57")
+PASSING = ("08", "25006", "25P03", "40", "53300", "55P03", "57")
 
 ACTIONS = {
     "25006": "correct REFERENCE_URL so that it names the primary server",
@@ -80,7 +148,8 @@ ACTIONS = {
 def place_of(url: str) -> str:
     """Return the URL's hosts and database, without user and password. Raises `Unavailable` if it is invalid."""
     match = _URL.fullmatch(url)
-    if match is None:  # not quoted: it may contain a password
+    ports = re.findall(r":(\d+)(?:,|$)", match["hosts"]) if match else []
+    if match is None or not all(1 <= int(port) <= PORT_MAX for port in ports):  # not quoted: it may contain a password
         raise Unavailable(
             "REFERENCE_URL is invalid; set it to postgresql://user:password@host:5432/database, with the special "
             "characters of user and password percent-encoded"
@@ -95,10 +164,28 @@ def hosts_of(url: str) -> list[str]:
     return [url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")]
 
 
+def check_files(url: str) -> None:
+    """Raise `Unavailable` if a file that the URL names cannot be read. asyncpg's error does not name it."""
+    for name, value in parse_qsl(url.partition("?")[2]):
+        if name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+            try:
+                Path(value).open("rb").close()
+            except OSError as error:
+                raise Unavailable(
+                    f"cannot read {name}={value} of REFERENCE_URL: {error.strerror}; correct it and run again"
+                ) from error
+
+
 def password_of(url: str) -> str | None:
     """Return the URL's password as it is sent; None if there is none."""
     match = _URL.fullmatch(url)
     return unquote(match["password"]) if match and match["password"] else None
+
+
+class ReadOnly(ConnectionError):
+    """The server accepts no writes: it is a replica, or its administrator has made it read-only."""
+
+    sqlstate = "25006"
 
 
 class PostgresReference:
@@ -127,6 +214,7 @@ class PostgresReference:
             raise Unavailable(
                 "REFERENCE_URL needs the package asyncpg, which is not installed; run: pip install asyncpg"
             ) from error
+        check_files(self._url)
         await self._patiently(self._prepare, limits.FIRST_ANSWER_TIMEOUT_S)
         return self
 
@@ -194,8 +282,10 @@ class PostgresReference:
 
     async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]:
         """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
-        select = "SELECT uuid, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
-        return await self._fetch(select, after, limit)
+        select = (
+            "SELECT uuid AS key, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
+        )
+        return sorted(await self._fetch(select, after, limit))
 
     async def identity(self) -> str | None:
         """Return the random id of this database; None if it has none yet."""
@@ -204,48 +294,58 @@ class PostgresReference:
     # -- Connections -------------------------------------------------------
 
     async def _fetch(self, sql: str, *parameters: Any) -> list[Any]:
-        async def fetch(connection: asyncpg.Connection) -> list[Any]:
-            return [tuple(row) for row in await connection.fetch(sql, *parameters)]
-
-        return await self._patiently(fetch, limits.ANSWER_TIMEOUT_S)
+        return await self._patiently(
+            lambda connection: self._run(connection, sql, *parameters), limits.ANSWER_TIMEOUT_S
+        )
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:
-        if await connection.fetchval("SHOW server_encoding") != "UTF8":
-            raise Unavailable(f"{self.store} is not a UTF-8 database; create one with ENCODING 'UTF8'")
-        if await connection.fetchval("SHOW fsync") != "on":
-            raise Unavailable(f"{self.store} can lose rows in a power cut; set fsync=on and run again")
         if self._create:
             await connection.execute(TABLES)
-        await connection.execute("SELECT uuid, guid FROM accounts LIMIT 0")
-        await self._check_identity(connection)
+        for table, form in FORMS.items():
+            found = await self._run(connection, FORM, table, ["uuid", "guid", "one", "id"])
+            check_form(self.store, table, {text for (text,) in found}, form, "correct REFERENCE_URL or the table")
+        ids = await self._run(connection, "SELECT id FROM reference")
+        if self._create and not ids:
+            insert = "INSERT INTO reference VALUES (true, replace(gen_random_uuid()::text, '-', '')) RETURNING id"
+            ids = await self._run(connection, insert)
+        [(self._id,)] = ids or [(None,)]
 
-    async def _check_identity(self, connection: asyncpg.Connection) -> None:
-        """Raise `Unavailable` if the server now has another database than when this process began."""
-        id_ = await connection.fetchval("SELECT id FROM reference")
-        if self._id not in (None, id_):
-            raise Unavailable(
-                f"{self.store} was replaced while this process ran; run `python -m operations check` before you run again"
-            )
-        self._id = id_
+    async def _run(self, connection: asyncpg.Connection, sql: str, *parameters: Any) -> list[Any]:
+        """Return the statement's rows. Raises `Unavailable` or ReadOnly if the server is not what is relied on."""
+        if self._id is not None:
+            parameters = (*parameters, self._id)
+        rows = await connection.fetch(verified(sql, len(parameters) if self._id is not None else None), *parameters)
+        problem = rows[0][0]
+        if problem == READ_ONLY:
+            raise ReadOnly(problem)
+        if problem is not None:
+            raise Unavailable(f"{self.store} {problem}")
+        return [tuple(row)[1:] for row in rows if row[1] is not None]
 
     async def _connect(self) -> asyncpg.Connection:
-        """Connect to the first host that accepts writes."""
+        """Connect to the first host that accepts writes, and begin a transaction there."""
         import asyncpg  # noqa: PLC0415
         from asyncpg.connect_utils import SessionAttribute  # noqa: PLC0415
 
+        # For each host. asyncpg has one limit for all: it would never reach the host after a frozen one.
+        limit_s = limits.FIRST_ANSWER_TIMEOUT_S / len(self._urls)
         away: Exception | None = None
         for url in self._urls:
             try:
-                return await asyncpg.connect(
+                connection: asyncpg.Connection = await asyncpg.connect(
                     url,
-                    # For each host. asyncpg has one limit for all: it would never reach the host after a frozen one.
-                    timeout=limits.FIRST_ANSWER_TIMEOUT_S / len(self._urls),
-                    server_settings=SESSION | {"statement_timeout": f"{limits.ANSWER_TIMEOUT_S * 1000:.0f}"},
-                    # A replica may lack a row that was just staged. To the last step, that would be a panic.
-                    target_session_attrs=SessionAttribute.read_write,
+                    timeout=limit_s,
+                    server_settings={"application_name": "create-account"},
+                    statement_cache_size=0,  # a pooler can give the name of a statement to another process
+                    target_session_attrs=SessionAttribute.any,  # else asyncpg asks outside a transaction
                 )
-            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                with ending(connection, asyncio.get_running_loop().time() + limit_s):
+                    await connection.execute(beginning())
+                    await self._run(connection, "SELECT 1")
+            except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
                 away = error
+            else:
+                return connection
         assert away is not None
         raise away
 
@@ -283,23 +383,20 @@ class PostgresReference:
         known = bool(self._idle)
         connection = self._idle.pop() if known else await self._connect()
         self._used.add(connection)
-        # The connection ends, the request is not cancelled: if a synchronous standby is missing, a cancelled write
-        # becomes visible although no standby has the row.
-        timer = loop.call_at(give_up, connection.terminate)
         try:
-            if not known and self._id is not None:
-                await self._check_identity(connection)
-            answer = await request(connection)
-        except BaseException as error:
+            with ending(connection, give_up):
+                if known:
+                    await connection.execute(beginning())
+                answer = await request(connection)
+                if await connection.execute("COMMIT") != "COMMIT":
+                    raise ConnectionError("the transaction was rolled back")
+        except BaseException:
             # After an error, nothing that was open is trusted: the server may have become a replica.
-            for other in (connection, *self._idle):
+            for other in self._idle:
                 other.terminate()
             self._idle.clear()
-            if isinstance(error, Exception) and loop.time() >= give_up:
-                raise TimeoutError from error
             raise
         finally:
-            timer.cancel()
             self._used.discard(connection)
         if self._closed:
             connection.terminate()
@@ -317,12 +414,36 @@ class PostgresReference:
                 f"{self.store} gave no answer in time; start it, or check its locks and its synchronous standby, "
                 "and run again"
             )
-        if type(error).__name__ == "TargetServerAttributeNotMatched":
-            return f"{self.store} accepts no writes; {ACTIONS['25006']} and run again"
+        if state == "25006":
+            return f"{self.store} {READ_ONLY}; {ACTIONS['25006']} and run again"
+        if isinstance(error, (ValueError, ssl.SSLError)):
+            return f"cannot use {self.store}: {text}; correct REFERENCE_URL and run again"
         if not state and isinstance(error, OSError):
             return f"cannot reach {self.store}: {text}; start it, or correct REFERENCE_URL, and run again"
-        action = next((do for code, do in ACTIONS.items() if state.startswith(code)), "check the server")
+        action = next(
+            (do for code, do in ACTIONS.items() if state.startswith(code)), "check the server, or the pooler before it"
+        )
         return f"cannot use {self.store}: {text}; {action} and run again"
+
+
+@contextlib.contextmanager
+def ending(connection: asyncpg.Connection, give_up: float) -> Iterator[None]:
+    """Run the block. An error ends the connection; so does the time `give_up`, and then TimeoutError is raised.
+
+    No request is cancelled: if a synchronous standby is missing, a cancelled write becomes visible although no standby
+    has the row.
+    """
+    loop = asyncio.get_running_loop()
+    timer = loop.call_at(give_up, connection.terminate)
+    try:
+        yield
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, Exception) and loop.time() >= give_up:
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def sqlstate(error: Exception) -> str:

@@ -39,6 +39,14 @@ def primary_code(error: sqlite3.Error) -> int:
     return code & 0xFF
 
 
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """Return a text of the file. A foreign one that is not UTF-8 is returned as bytes, and not as an error."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
 def open_private(path: Path) -> int:
     """Open or create a file, and its directory, that only their owner may use. Returns a file descriptor."""
     try:
@@ -134,6 +142,7 @@ class Database:
         os.close(open_private(self.path))
         # isolation_level=None: this class begins transactions; sqlite3 would guess.
         db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        db.text_factory = text_or_bytes
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")

@@ -33,7 +33,7 @@ class Ledger(Protocol):
 #: Accounts in a request of TigerBeetle's default message size of 1 MiB. A server can accept fewer.
 CREATE_MAX = 8189
 
-#: Queries of a batch that are sent at once. With fewer, a batch is slower: 128 gave 0.8 of the speed.
+#: Queries of a batch that are sent at once. With 128, a batch had 0.8 of the speed.
 QUERIES_MAX = 512
 
 #: Clients that `early.py` has started, by address and cluster id. `open_client` takes them.
@@ -108,7 +108,7 @@ class SystemOfRecord:
         return [str(account.id) for account in await self.query_accounts(accounts_of(uuid))]
 
     async def guids_of_many(self, uuids: list[str], newer_than: int | None = None) -> list[list[str]]:
-        """Return for each uuid what `guids_of` returns. Accounts that are not `newer_than` may be missing (ns).
+        """Return for each uuid what `guids_of` returns. `newer_than`: a TigerBeetle timestamp (ns). Older accounts may be left out.
 
         One scan finds the newer accounts, unless there are many more of them than uuids.
         """
@@ -130,7 +130,7 @@ class SystemOfRecord:
     async def _newer(self, timestamp: int, limit: int) -> list[tb.Account] | None:
         """Return the accounts with a later timestamp; None if there are more than `limit`.
 
-        None also if no account has this timestamp: then it is of another ledger, in which later accounts can be older.
+        None also if no account has this timestamp: then TigerBeetle was replaced, and the times cannot be compared.
         """
         found: list[tb.Account] = []
         last = max(timestamp - 1, 0)

@@ -6,11 +6,13 @@ The rows are in SQLite, or, if REFERENCE_URL is set, in PostgreSQL (postgres.py)
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from clients.command import limits
 from clients.command.console import NoAnswer, Unavailable
+from clients.stores.form import EXISTS, check_form
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
     from clients.command.outages import Outages
     from clients.stores.postgres import Row
+
+
+#: Times that a row is written and then not found. A row that is deleted in between explains one.
+STAGE_MAX = 3
 
 
 class Backend(Protocol):
@@ -72,18 +78,26 @@ class SystemOfReference:
 
     async def stage(self, uuid: str, guid: str) -> list[Row]:
         """Write the row. If a row has this uuid or this guid, write nothing and return these rows."""
-        rows: list[Row] = []
-        while not rows:
-            [written] = await self.stage_many([(uuid, guid)])
-            if written:
-                return []
-            rows = await self.rows_of(uuid, guid)
+        row = f"the row of uuid {uuid!r} in {self.store}"
+        rows = await self._outages.keep_pending(row, lambda: self._stage(uuid, guid))
+        self._outages.over(row)
         return rows
+
+    async def _stage(self, uuid: str, guid: str) -> list[Row]:
+        for _ in range(STAGE_MAX):
+            [written] = await self.stage_many([(uuid, guid)])
+            rows = [] if written else await self.rows_of(uuid, guid)
+            if written or rows:
+                return rows
+        raise Unavailable(
+            f"{self.store} does not store the row of uuid {uuid!r} with guid {guid}, and holds no row with either: "
+            "the table accounts has a trigger, a rule or a key that is not this program's; remove it and run again"
+        )
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         """Return for each pair the rows that `rows_of` returns."""
         rows = await self._keep_pending(lambda: self._backend.rows_of_many(pairs))
-        if not self._failing_writes:  # only a write shows that a full disk has recovered
+        if not self._failing_writes:  # a read also works on a full disk, so only a write proves that the outage is over
             self._outages.over(self.store)
         return rows
 
@@ -112,6 +126,25 @@ class SystemOfReference:
         return await self._outages.keep_pending(self.store, request)
 
 
+#: The columns of SQLite's table and its unique keys. With other ones, a row could be missing for a read and exist for a
+#: write, or a guid could be rounded to a float.
+SQLITE_FORM = {EXISTS, "column uuid TEXT", "column guid TEXT", "unique (uuid)", "unique (guid)"}
+
+
+def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
+    """Raise `Unavailable` if the table of rows has another form."""
+    columns = db.execute("SELECT name, type FROM pragma_table_info('accounts')").fetchall()
+    found = {f"column {name} {kind.upper()}" for name, kind in columns if name in ("uuid", "guid")}
+    found |= {EXISTS} if columns else set()
+    for index, partial in db.execute(
+        "SELECT name, partial FROM pragma_index_list('accounts') WHERE \"unique\""
+    ).fetchall():
+        parts = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,))
+        keys = [(name or "an expression") + f" COLLATE {order}" * (order != "BINARY") for name, order in parts]
+        found.add(f"unique ({', '.join(keys)})" + " WHERE" * partial)
+    check_form(str(path), "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
+
+
 class SqliteReference:
     name = "SQLite"
 
@@ -123,6 +156,7 @@ class SqliteReference:
 
     async def open(self) -> Self:
         await self._database.open()
+        await self._database.transact(functools.partial(check_sqlite_form, self._database.path), writes=False)
         return self
 
     async def close(self) -> None:

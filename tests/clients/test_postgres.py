@@ -13,6 +13,8 @@ from ..conftest import EmbeddedPostgresWorld, World, free_port, wait_until
 from ..postgres import PASSWORD, Postgres, lossy_proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"PATIENCE": SHORT_TIMEOUT_S, "FIRST_ANSWER": SHORT_TIMEOUT_S}
 
 
@@ -218,7 +220,7 @@ def test_lost_answer_of_a_commit_is_settled_by_reading(
 ) -> None:
     """The server has committed the row, but the connection closes before its answer arrives."""
     url = postgres_world.env["REFERENCE_URL"]
-    with lossy_proxy(postgres.port, b"INSERT 0 1", silent=False) as port:
+    with lossy_proxy(postgres.port, b"COMMIT\0", silent=False, after=b"INSERT INTO accounts") as port:
         run = postgres_world.run(user, REFERENCE_URL=url.replace(str(postgres.port), str(port)))
     assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
     assert postgres_world.rows(user) == postgres_world.accounts(user) == [run.guid]
@@ -228,7 +230,7 @@ def test_missing_answer_of_a_commit_ends_the_run_and_a_rerun_resumes(
     postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
 ) -> None:
     url = postgres_world.env["REFERENCE_URL"]
-    with lossy_proxy(postgres.port, b"INSERT 0 1", silent=True) as port:
+    with lossy_proxy(postgres.port, b"COMMIT\0", silent=True, after=b"INSERT INTO accounts") as port:
         run = postgres_world.run(user, REFERENCE_URL=url.replace(str(postgres.port), str(port)), **LIMITS)
     assert_gave_up(run, "no answer in time")
     [staged] = postgres_world.rows(user)

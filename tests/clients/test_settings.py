@@ -1,25 +1,60 @@
-"""Settings that are invalid, contradict each other, or are misspelt."""
+"""The settings: their defaults, and what is refused; and how the command starts beside wrong ones."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from clients.settings import misspelt
+from clients.command.console import Unavailable
+from clients.settings import Settings, misspelt
 
 from ..conftest import HANG_S, ROOT, World
 from .commands import COMMAND, EMBEDDED, assert_unavailable, command
 
-LEDGER = {"TB_ADDRESS": "3000"}
-SERVER = LEDGER | {"RESONATE_HOST": "127.0.0.1"}
+TB = {"TB_ADDRESS": "3000"}
+SERVER = TB | {"RESONATE_HOST": "127.0.0.1"}
+
+
+def test_defaults_are_embedded_and_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    default = Settings.read({})
+    assert (default.tb_address, default.resonate_url, default.reference_url) == (None, None, None)
+    assert default.data_dir == ROOT / "data" / "embedded"
+    assert "embedded mode, for testing only" in str(default.embedded_notice)
+    assert Settings.read({"DATA_DIR": "here"}).data_dir == tmp_path / "here"
+
+
+def test_a_real_tigerbeetle_has_a_directory_for_each_cluster() -> None:
+    settings = Settings.read(TB | {"TB_CLUSTER_ID": str(2**128 - 1)})
+    assert settings.tb_cluster_id == 2**128 - 1
+    assert settings.data_dir == ROOT / "data" / f"cluster-{2**128 - 1}"
+    assert "embedded promises" in str(settings.embedded_notice)
+
+
+@pytest.mark.parametrize(
+    ("env", "url"),
+    [
+        ({"RESONATE_URL": "http://a:1", "RESONATE_HOST": "b"}, "http://a:1"),
+        ({"RESONATE_HOST": "b"}, "http://b:8001"),
+        ({"RESONATE_HOST": "b", "RESONATE_PORT": "2", "RESONATE_SCHEME": "https"}, "https://b:2"),
+        ({"RESONATE_URL": ""}, None),
+    ],
+)
+def test_resonate_server_is_named_by_its_url_or_its_host(env: dict[str, str], url: str | None) -> None:
+    settings = Settings.read(TB | env)
+    assert settings.resonate_url == url
+    assert (settings.embedded_notice is None) == (url is not None)
+
 
 INVALID: list[tuple[str, dict[str, str]]] = [
-    *(("TB_CLUSTER_ID", LEDGER | {"TB_CLUSTER_ID": cluster}) for cluster in ("x", "-1", "²", str(2**128))),
+    *(("TB_CLUSTER_ID", TB | {"TB_CLUSTER_ID": cluster}) for cluster in ("x", "-1", "²", str(2**128), "0" * 40)),
     *(
-        ("RESONATE_URL", LEDGER | {"RESONATE_URL": url})
+        ("RESONATE_URL", TB | {"RESONATE_URL": url})
         for url in (
             "127.0.0.1:8001",
             "localhost",
@@ -32,12 +67,13 @@ INVALID: list[tuple[str, dict[str, str]]] = [
             "http://h/?x",
         )
     ),
-    ("RESONATE_HOST", LEDGER | {"RESONATE_HOST": "http://127.0.0.1"}),
-    ("RESONATE_HOST", LEDGER | {"RESONATE_HOST": "127.0.0.1:8001"}),
+    ("RESONATE_HOST", TB | {"RESONATE_HOST": "http://127.0.0.1"}),
+    ("RESONATE_HOST", TB | {"RESONATE_HOST": "127.0.0.1:8001"}),
     ("RESONATE_PORT='tcp://10.0.0.1:8001' is not a port", SERVER | {"RESONATE_PORT": "tcp://10.0.0.1:8001"}),
     ("RESONATE_PORT='tcp://10.0.0.1:8001' is not a port", {"RESONATE_PORT": "tcp://10.0.0.1:8001"}),
     ("RESONATE_SCHEME", SERVER | {"RESONATE_SCHEME": "tcp"}),
     ("RESONATE_TOKEN", SERVER | {"RESONATE_TOKEN": "a\nb"}),
+    ("RESONATE_TOKEN", SERVER | {"RESONATE_TOKEN": "é"}),
     ("TB_ADDRESS begins or ends with a quote", {"TB_ADDRESS": '"3000"'}),
     ("DATA_DIR='~/accounts' begins with ~", {"DATA_DIR": "~/accounts"}),
 ]
@@ -55,8 +91,9 @@ ALONE = {
 
 
 @pytest.mark.parametrize(("words", "env"), INVALID, ids=str)
-def test_invalid_setting_is_named(embedded_world: World, words: str, env: dict[str, str]) -> None:
-    assert_unavailable(command(embedded_world, "u", env=env), words)
+def test_invalid_setting_is_named(words: str, env: dict[str, str]) -> None:
+    with pytest.raises(Unavailable, match=re.escape(words)):
+        Settings.read(env)
 
 
 @pytest.mark.parametrize("variable", ALONE)
@@ -69,9 +106,9 @@ def test_setting_without_its_partner_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("variable", ["RESONATE_PORT", "RESONATE_SCHEME", "RESONATE_TOKEN"])
-def test_setting_of_a_server_without_a_server_is_refused_beside_a_ledger(embedded_world: World, variable: str) -> None:
-    done = command(embedded_world, "u", env=LEDGER | {variable: ALONE[variable]})
-    assert_unavailable(done, f"{variable} is set, but RESONATE_URL or RESONATE_HOST is not")
+def test_setting_of_a_server_without_a_server_is_refused_beside_a_ledger(variable: str) -> None:
+    with pytest.raises(Unavailable, match=f"{variable} is set, but RESONATE_URL or RESONATE_HOST is not"):
+        Settings.read(TB | {variable: ALONE[variable]})
 
 
 def test_misspelt_variable_is_named_in_one_line(embedded_world: World) -> None:

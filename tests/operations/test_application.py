@@ -9,11 +9,12 @@ import pytest
 
 from clients.command import limits
 from clients.command.console import Halted, Unavailable, UsageError
+from clients.promises.cannot_run import Unexecutable
 from clients.settings import Settings
 from operations.application import open_accounts
 
 from ..conftest import EmbeddedWorld, World, locked, numbered
-from .commands import commit, stage
+from .commands import commit, spoil, stage
 
 
 def test_calls_at_the_same_time_create_each_account_once(world: World, user: str) -> None:
@@ -51,6 +52,21 @@ def test_panic_reaches_its_caller_only(embedded_world: World, user: str, guid: s
     assert isinstance(panic, Halted)
     assert isinstance(invalid, UsageError)
     assert embedded_world.accounts(f"{user}-2") == [guid]
+
+
+def test_promise_that_cannot_be_executed_reaches_its_caller(world: World, user: str) -> None:
+    world.run(user, crash="after save 2")
+    spoil(world, f"create-account-{user}:2")
+
+    async def main() -> tuple[Any, str]:
+        async with open_accounts(Settings.read(world.env)) as accounts:
+            with pytest.raises(Unexecutable) as caught:
+                await accounts.create(user)
+            return caught.value, await accounts.create(f"{user}-2")
+
+    error, guid = asyncio.run(main())
+    assert f"create-account-{user}" in str(error)
+    assert world.accounts(f"{user}-2") == [guid]
 
 
 def test_several_accounts_of_a_uuid_are_a_conflict(embedded_world: World, user: str, guid: str) -> None:

@@ -1,0 +1,54 @@
+"""SQLite tables that this program has not made, or that somebody changed. They are refused before a row is written."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+import pytest
+
+from ..conftest import EmbeddedWorld, quick_only
+from ..operations.commands import script
+from .commands import assert_gave_up, assert_resumes
+
+#: What makes the table, and what the line says about it.
+TABLES = {
+    "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid INTEGER NOT NULL UNIQUE)": "lacks column guid TEXT and has column guid INTEGER",
+    "CREATE TABLE accounts (uuid INTEGER PRIMARY KEY, guid TEXT NOT NULL UNIQUE)": "has column uuid INTEGER",
+    "CREATE TABLE accounts (uuid TEXT COLLATE NOCASE PRIMARY KEY, guid TEXT UNIQUE)": "has unique (uuid COLLATE NOCASE)",
+    "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT)": "lacks unique (guid)",
+    "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT UNIQUE, UNIQUE (uuid, guid))": "has unique (uuid, guid)",
+    "CREATE VIEW accounts AS SELECT '' AS uuid, '' AS guid": "lacks column guid TEXT",
+}
+
+
+@pytest.mark.parametrize("table", quick_only(list(TABLES)[:1], TABLES))
+def test_table_of_another_form_is_refused(embedded_world: EmbeddedWorld, user: str, table: str) -> None:
+    embedded_world.run(f"{user}-first")
+    path = embedded_world.data / "accounts.db"
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(table)
+    run = embedded_world.run(user)
+    assert_gave_up(run, f"{path}: the table accounts is not this program's", TABLES[table])
+    done = script(embedded_world, "check", user)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == run.err.splitlines()[-1]
+
+
+def test_other_unique_index_is_refused_and_other_columns_are_allowed(embedded_world: EmbeddedWorld, user: str) -> None:
+    embedded_world.run(f"{user}-first")
+    embedded_world.sql("ALTER TABLE accounts ADD created TEXT DEFAULT 'now'")
+    embedded_world.sql("CREATE INDEX created ON accounts (created)")
+    assert embedded_world.run(user).status == 0
+    embedded_world.sql("CREATE UNIQUE INDEX lower ON accounts (lower(uuid))")
+    assert_gave_up(embedded_world.run(f"{user}-2"), "has unique (an expression)")
+
+
+def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(embedded_world: EmbeddedWorld, user: str) -> None:
+    """The step would write and read for ever."""
+    embedded_world.run(f"{user}-first")
+    embedded_world.sql("CREATE TRIGGER swallow BEFORE INSERT ON accounts BEGIN SELECT RAISE(IGNORE); END")
+    assert_gave_up(embedded_world.run(user), "accounts.db", "the table accounts has a trigger", user)
+    embedded_world.sql("DROP TRIGGER swallow")
+    assert_resumes(embedded_world, user, ["2", "3"])

@@ -1,0 +1,238 @@
+"""The Compose files, the image, and the documents' commands for them, run in containers. CI's job `smoke` runs this.
+
+It needs a Docker daemon, Compose and the images, and it pulls none. Its Compose projects have their own names and
+volumes, and it works on a copy of the checkout. So it does not touch what is stored in yours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, World, answers, numbered, wait_until
+from .operations.test_worker import caller, start
+from .test_readme import commands_of, environ, runnable
+
+pytestmark = pytest.mark.deep
+
+MANY_HOSTS = "docs/many-hosts/docker-compose.yml"
+#: What the Compose files and the Dockerfile use. `create-account` is built from the rest.
+IMAGES = [
+    *re.findall(r"image: (\S+:\S+)", (ROOT / "docker-compose.yml").read_text() + (ROOT / MANY_HOSTS).read_text()),
+    *re.findall(r"FROM (\S+)", (ROOT / "Dockerfile").read_text()),
+]
+PARTS = ["Dockerfile", ".dockerignore", "requirements.txt", "create_account.py", "clients", "operations", "docs"]
+
+
+def succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@functools.cache
+def missing() -> str | None:
+    """Return what these tests lack; None if nothing."""
+    if not shutil.which("docker"):
+        return "install Docker with Compose"
+    if not succeeds("docker", "info"):
+        return "start the Docker daemon"
+    if not succeeds("docker", "compose", "version"):
+        return "install Docker Compose"
+    pulls = [
+        f"docker pull {image}" for image in dict.fromkeys(IMAGES) if not succeeds("docker", "image", "inspect", image)
+    ]
+    return f"run {', '.join(pulls)}" if pulls else None
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """A copy of what the containers need. One test at a time: they publish the same ports."""
+    if what := missing():
+        pytest.skip(f"containers are missing: {what}")
+    with (Path(tempfile.gettempdir()) / "create-account-containers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if answers(3000) or answers(8001):
+            pytest.skip("port 3000 or 8001 is in use: run `docker compose down`")
+        for part in [*PARTS, "docker-compose.yml"]:
+            (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
+        yield tmp_path
+
+
+class Shell:
+    """Runs commands as a user does, in the checkout's copy and in a Compose project of its own."""
+
+    def __init__(self, directory: Path, file: str) -> None:
+        self._directory = directory
+        self.env = environ() | {
+            "COMPOSE_PROJECT_NAME": "create-account-test",
+            "COMPOSE_FILE": file,
+            "DATA_DIR": str(directory / "data"),
+        }
+
+    def __call__(self, commands: str, stdin: str = "") -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", runnable(commands)],
+            env=self.env,
+            cwd=self._directory,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}{self._logs()}"
+        return done.stdout
+
+    def _logs(self) -> str:
+        command = ["docker", "compose", "logs", "--tail", "30"]
+        return subprocess.run(
+            command, env=self.env, cwd=self._directory, capture_output=True, text=True, check=False
+        ).stdout
+
+    def remove(self) -> None:
+        subprocess.run(
+            ["docker", "compose", "down", "--volumes", "--timeout", "2"],
+            env=self.env,
+            cwd=self._directory,
+            capture_output=True,
+            check=False,
+        )
+
+
+@pytest.fixture
+def shell(checkout: Path) -> Iterator[Callable[[str], Shell]]:
+    shells: list[Shell] = []
+
+    def make(file: str) -> Shell:
+        shells.append(Shell(checkout, file))
+        return shells[-1]
+
+    yield make
+    for made in shells:
+        made.remove()
+
+
+def guid_of(printed: str, uuid: str) -> str:
+    [guid] = re.findall(rf"^UUID: {uuid}\nGUID: (\d+)$", printed, re.MULTILINE)
+    return str(guid)
+
+
+def during(work: Callable[[], object], begun: Callable[[], bool], fault: Callable[[], object]) -> None:
+    """Do the work in a thread, and let the fault happen when it has begun."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: begun() or not thread.is_alive())
+    fault()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def test_the_two_servers_of_the_compose_file_keep_the_accounts(shell: Callable[[str], Shell], tmp_path: Path) -> None:
+    one_host = shell("docker-compose.yml")
+    guid = guid_of(printed := one_host(commands_of("servers")), "user-789")
+    assert "create-account-user-7:3" in printed
+    one_host("docker compose up -d --wait")  # README's last command removed the containers, not the volumes
+    one_host.env |= {"TB_ADDRESS": "127.0.0.1:3000", "RESONATE_URL": "http://127.0.0.1:8001"}
+    assert guid_of(one_host("uv run create_account.py user-789"), "user-789") == guid
+
+    # Each store holds it once, as its own client says.
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "accounts.db")) as db:
+        assert db.execute("SELECT guid FROM accounts WHERE uuid = 'user-789'").fetchall() == [(guid,)]
+    owner = hashlib.blake2b(b"user-789", digest_size=16).hexdigest()
+    query = f"query_accounts user_data_128=0x{owner} limit=10"
+    repl = f"/tigerbeetle repl --cluster=0 --addresses=3000 --command='{query}'"
+    assert str(json.loads(one_host(f"timeout 20 docker compose exec -T tigerbeetle {repl}"))["id"]) == guid
+
+    for server in ("tigerbeetle", "resonate"):
+        backfill_while_killed(one_host, server, tmp_path / server)
+    assert one_host("uv run python -m operations audit").startswith("clean; 4002 accounts, 4002 rows")
+
+
+def backfill_while_killed(one_host: Shell, server: str, output: Path) -> None:
+    uuids = numbered(server, 2000)
+    during(
+        lambda: one_host(f"uv run python -m operations backfill --chunk 100 > {output}", "\n".join(uuids)),
+        lambda: output.exists() and output.stat().st_size > 0,
+        lambda: one_host(f"docker compose kill {server}; docker compose start {server}"),
+    )
+    assert [line.split("\t")[0] for line in output.read_text().splitlines()] == uuids
+
+
+def test_the_image_holds_only_what_runs_and_says_what_blocks_io_uring(checkout: Path, tmp_path: Path) -> None:
+    subprocess.run(["docker", "build", "--quiet", "--tag", "create-account", "."], cwd=checkout, check=True)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["docker", "run", "--rm", "--init", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    listed = run("create-account", "sh", "-c", "id -u; ls; pip list").stdout.split()
+    assert listed[0] != "0"
+    assert {"clients", "operations", "create_account.py", "resonate-sdk", "asyncpg"} <= set(listed)
+    assert not {"tests", "docs", "data", ".git", "pytest", "mypy"} & set(listed)
+
+    profile = {"names": ["io_uring_setup", "io_uring_enter", "io_uring_register"], "action": "SCMP_ACT_ERRNO"}
+    (tmp_path / "seccomp.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [profile]}))
+    for option, word in (
+        (f"--security-opt=seccomp={tmp_path}/seccomp.json", "seccomp=unconfined"),
+        ("--ulimit=memlock=0", "memlock"),
+    ):
+        blocked = run(option, "--env=TB_ADDRESS=3000", "create-account", "python", "create_account.py", "u")
+        assert (blocked.returncode, blocked.stdout, blocked.stderr.count("\n")) == (1, "", 1)
+        assert "io_uring" in blocked.stderr
+        assert word in blocked.stderr
+
+
+def test_many_hosts_survive_each_fault_that_the_document_names(shell: Callable[[str], Shell]) -> None:
+    document = (ROOT / "docs" / "many-hosts.md").read_text()
+    blocks = dict(re.findall(r"```sh (\w+)\n(.*?)```", document, re.DOTALL))
+    many = shell(MANY_HOSTS)
+    assert many(blocks["start"]).endswith("exists\n")
+    for number, fault in enumerate(blocks["faults"].strip().splitlines(), 1):
+        create_during(many, fault, numbered(f"fault-{number}", 200))
+        clean = many("docker compose exec -T worker-2 python -m operations audit")
+        assert clean.startswith(f"clean; {200 * number + 1} accounts, {200 * number + 1} rows, 0 in progress"), fault
+    for role, command in (
+        ("accounts", "DELETE FROM accounts"),
+        ("accounts", "UPDATE accounts SET guid = uuid"),
+        ("accounts", "CREATE TABLE other (id integer)"),
+        ("resonate", "SELECT FROM accounts"),
+    ):
+        psql = f"docker compose exec -T postgres psql --username={role} --dbname=accounts --command='{command}'"
+        assert "permission denied" in many(f"{psql} 2>&1 || true")
+    many("docker compose stop worker-1")
+    assert json.loads(many("docker compose ps --all --format json worker-1"))["ExitCode"] == 0, "SIGTERM did not end it"
+
+
+def create_during(many: Shell, fault: str, uuids: list[str]) -> None:
+    """Let the workers create the accounts while the fault happens."""
+    created: list[str] = []
+
+    async def request() -> None:
+        async with caller(World(Path(), {"RESONATE_URL": "http://127.0.0.1:8001"})) as resonate:
+            for promise in asyncio.as_completed([start(resonate, uuid).result() for uuid in uuids]):
+                created.append((await promise)["uuid"])  # noqa: PERF401 - the other thread reads it meanwhile
+
+    during(lambda: asyncio.run(request()), lambda: len(created) >= 30, lambda: many(fault))
+    assert sorted(created) == sorted(uuids)
