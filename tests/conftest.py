@@ -413,13 +413,13 @@ def postgres_world(tmp_path: Path, postgres: Postgres) -> EmbeddedPostgresWorld:
     return EmbeddedPostgresWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "REFERENCE_URL": postgres.database()})
 
 
-def quick_only(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
-    """Return the values as parameters. Those that are not in `quick` are marked as slow."""
+def quick_only(quick: Iterable[Any], values: Iterable[Any], mark: pytest.MarkDecorator = pytest.mark.slow) -> list[Any]:
+    """Return the values as parameters. Those that are not in `quick` are marked as slow, or with another mark."""
     quick = list(quick)
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [value if value in quick else pytest.param(value, marks=mark) for value in values]
 
 
-@pytest.fixture(params=quick_only(["embedded", "postgres"], ["embedded", "postgres", "tigerbeetle", "servers"]))
+@pytest.fixture(params=quick_only(["embedded"], ["embedded", "postgres", "tigerbeetle", "servers"]))
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     data = {"DATA_DIR": str(tmp_path / "data")}
     world: World
@@ -481,7 +481,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=3, help="seconds that test_storm.py and test_model.py run")
+    parser.addoption("--seconds", type=float, default=3, help="seconds that test_storm.py runs")
     parser.addoption("--seed", type=int, default=random.randrange(2**32), help="seed of test_storm.py")
 
 

@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
-import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from datetime import timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import aiohttp
@@ -22,7 +20,7 @@ from resonate.connections import HttpConnection, LocalConnection, SSEConnection
 from resonate.connections.local import OutgoingMessage
 from resonate.connections.sse import SseFramer
 from resonate.context import Context
-from resonate.error import ApplicationError, ConnectorError, PlatformError, SerializationError, ServerError
+from resonate.error import ApplicationError, ConnectorError, PlatformError, ServerError
 from resonate.heartbeat import NoopHeartbeat
 from resonate.resonate import Resonate
 from resonate.retry import ExponentialBackoff, Never
@@ -30,7 +28,6 @@ from resonate.testing import FakeClock, ManualSleeper, RecordingSleeper
 
 from clients.promises import server as resonate_server
 from clients.promises.server import Messages
-from create_account import DEADLINE, create_account
 from operations.backfill import SINGLE_RUNS_MAX
 
 from .conftest import HANG_S, ROOT, free_port
@@ -470,85 +467,6 @@ def test_line_separator_in_a_message_splits_it() -> None:
         assert SseFramer().feed(f"data: {data}\n\n".encode()) == ['{"id": "a']
 
 
-# -- The workflow: create_account.py ---------------------------------------
-
-
-@types.coroutine
-def annotated(ctx: Context) -> Generator[Any, Any, str]:
-    return (yield from ctx.run(step).__await__())
-
-
-def undecorated(ctx: Context) -> Generator[Any, Any, str]:
-    return (yield from ctx.run(step).__await__())
-
-
-def test_result_of_a_generator_is_decoded_to_its_annotation() -> None:
-    """durable.py: `DurableFunction.__init__` evaluates it, so create_account.py hides `Generator` at run time."""
-
-    async def main() -> None:
-        server = Server()
-        async with sdk(server) as resonate:
-            resonate.register(annotated)
-            handle = resonate.run("p", annotated)
-            await idle(resonate)
-            assert server.state.promises["p"].state == "resolved"
-            server.push({"kind": "unblock", "data": {"promise": server.state.promises["p"].to_record()}})
-            with pytest.raises(SerializationError):
-                await handle.result()
-
-    run(main())
-
-
-def test_generator_that_is_not_decorated_is_not_executed() -> None:
-    """durable.py: `DurableFunction.invoke` awaits what is awaitable, and a plain generator is not."""
-
-    async def main() -> None:
-        server = Server()
-        async with sdk(server) as resonate:
-            resonate.register(undecorated)
-            handle = resonate.run("p", undecorated)
-            await idle(resonate)
-            assert "task.fence" not in server.requests
-            assert "task.release" in server.requests
-            assert not handle.done()
-
-    run(main())
-
-
-def test_step_expires_after_a_day_whatever_the_deadline_of_its_workflow() -> None:
-    """context.py: `Context._child_timeout`; resonate.py: `DEFAULT_TOP_LEVEL_TIMEOUT`. So both have `DEADLINE`."""
-
-    async def main() -> None:
-        server = Server()
-        async with sdk(server, clock=FakeClock()) as resonate:
-            resonate.register(workflow)
-            resonate.options(timeout=DEADLINE).run("long", workflow)
-            resonate.run("default", workflow)
-            await idle(resonate)
-        deadlines = {id_: promise.timeout_at for id_, promise in server.state.promises.items()}
-        assert deadlines.pop("long") == DEADLINE // timedelta(milliseconds=1)
-        assert set(deadlines.values()) == {DAY_MS}
-
-    run(main())
-
-
-def test_failed_step_is_retried_for_decades() -> None:
-    """resonate.py: the default `retry_policy`. So `connect` passes `Never`."""
-
-    async def fails(ctx: Context) -> None:
-        raise ValueError("a defect")
-
-    async def main() -> None:
-        sleeper = RecordingSleeper()
-        async with sdk(Server(), retry_policy=None, sleeper=sleeper) as resonate:
-            resonate.register(fails)
-            resonate.run("p", fails)
-            await idle(resonate)
-        assert sleeper.total > FOR_EVER_S
-
-    run(main())
-
-
 # -- Handles and leases: clients/promises/results.py, operations/backfill.py
 
 
@@ -615,12 +533,3 @@ def test_engine_renews_no_lease() -> None:
             assert isinstance(resonate._heartbeat, NoopHeartbeat)
 
     run(main())
-
-
-def test_workflow_of_this_program_avoids_both_traps() -> None:
-    """Its annotation is not decoded, and the generator is awaitable."""
-    resonate = Resonate(network=LocalConnection(), env={}, autostart=False)
-    resonate.register(create_account)
-    function = resonate._registry.get("create_account", 1)
-    assert function is not None
-    assert function.return_type is Any

@@ -40,12 +40,12 @@ def test_two_uuids_do_not_disturb_each_other() -> None:
     assert explore(scope_of((), uuids=("u", "v")))[1] == set()
 
 
-@pytest.mark.parametrize("pair", quick_only(QUICK, combinations(FAULTS, 2)), ids=" and ".join)
+@pytest.mark.parametrize("pair", quick_only(QUICK, combinations(FAULTS, 2), pytest.mark.deep), ids=" and ".join)
 def test_two_faults_at_once_violate_exactly_what_no_step_can_prevent(pair: tuple[str, str]) -> None:
     assert explore(scope_of(pair, adoptions=True))[1] == UNPREVENTABLE.get(frozenset(pair), set())
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("fault", FAULTS[2:])
 def test_no_invariant_is_violated_with_one_fault_and_a_take_over(fault: str) -> None:
     assert explore(scope_of({fault}, starts=3))[1] == set()
@@ -82,25 +82,26 @@ def test_batch_creates_no_second_account_if_another_host_creates_one_before_it_h
     assert violated == set()
 
 
-@pytest.mark.parametrize("fault", quick_only(BATCH_FAULTS[1:], BATCH_FAULTS))
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", quick_only(BATCH_FAULTS[1:], BATCH_FAULTS, pytest.mark.deep))
 def test_batch_of_one_beside_a_single_run_keeps_the_invariants_with_one_fault(fault: str) -> None:
     states, violated = explore(scope_of({fault}, batches=(("u",),), singles=("u",)))
     assert states > 5_000
     assert violated == set()
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("fault", BATCH_FAULTS)
 def test_batch_beside_a_single_run_keeps_the_invariants_with_one_fault(fault: str) -> None:
     assert explore(scope_of({fault}, uuids=BATCH, batches=(BATCH,), singles=("v",)))[1] == set()
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_batch_with_a_take_over_beside_a_single_run_keeps_the_invariants() -> None:
     assert explore(scope_of((), uuids=BATCH, batches=(BATCH, BATCH), singles=("v",)))[1] == set()
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("pair", list(combinations(BATCH_FAULTS[1:4], 2)), ids=" and ".join)
 def test_two_faults_of_the_stores_at_once_violate_nothing_for_a_batch(pair: tuple[str, str]) -> None:
     assert explore(scope_of(pair, batches=(("u",),), singles=("u",)))[1] == set()

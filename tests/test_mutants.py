@@ -1,22 +1,16 @@
-"""Deliberate faults in the workflows, and in the statements that stage a row. The explorer or a named test catches each.
+"""Deliberate faults in the workflows. The explorer catches each.
 
-A mutant names the text, its replacement, and what catches it. No listed fault is without effect. Three faults of the
-stage step change only the panic's message, because the commit step panics, too. The table of outcomes catches these.
+A mutant names the text, its replacement, the scope, and the invariant that catches it. No listed fault is without
+effect.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from .conftest import HANG_S, ROOT
 from .explorer import ANOTHER_HOST, BATCH_SOURCE, SOURCE, Scope, explore, load, scope_of
-from .postgres import binaries
+
+pytestmark = pytest.mark.deep
 
 RESOLVED, CLAIMED = "resolved without the account", "claim of an ended batch"
 FALSE_PANIC, NO_ACCOUNT, SECOND = "panic without a fault", "success without the account", "second account"
@@ -85,58 +79,6 @@ EXPLORED = {
     ),
 }  # fmt: skip
 
-TABLE = "tests/test_create_account.py"
-REQUESTS = "tests/test_requests.py"
-
-#: The text, its replacement, and the test that catches the edit.
-TESTED = {
-    "the first read of the stage step is dropped": (
-        "    if existing_guids and not rows:", "    if False:",
-        f"{TABLE}::test_lost_sqlite_and_promises_panic_and_create_no_second_account",
-    ),
-    "the accounts are not read before the commit": (
-        "    if not_staged or other_account:", "    if not_staged:",
-        f"{TABLE}::test_account_with_another_guid_than_the_staged_one_panics",
-    ),
-    "the panic of another staged row is forgotten": (
-        'panic_if(staged.type == "exists_diff"', "panic_if(False",
-        f"{TABLE}::test_lost_promises_with_a_staged_row_panic",
-    ),
-    "another staged row is taken for this one": (
-        'return Outcome("exists_diff", guid, await', 'return Outcome("exists_same", guid, await',
-        f"{TABLE}::test_lost_promises_with_a_staged_row_panic",
-    ),
-    "the panic of a missing row at the stage is forgotten": (
-        'panic_if(staged.type == "ordering_violated"', "panic_if(False",
-        f"{TABLE}::test_lost_sqlite_and_promises_panic_and_create_no_second_account",
-    ),
-    "all promises have the default deadline": (
-        "timedelta(days=36_500)", "timedelta(days=1)", f"{TABLE}::test_crash_after_sqlite_before_tigerbeetle",
-    ),
-    "a failed step is retried": (
-        ", retry_policy=Never()", "", f"{TABLE}::test_step_that_fails_is_not_retried",
-    ),
-    "the request is not checked": (
-        "check_new_account(ctx.info.parent_id, uuid)", "pass",
-        f"{REQUESTS}::test_promise_of_another_uuid_is_rejected_and_nothing_is_written",
-    ),
-}  # fmt: skip
-
-
-NOT_OVERWRITTEN = f"{TABLE}::test_row_that_is_staged_between_read_and_write_is_not_overwritten"
-
-#: The file, the text, its replacement, and the test that catches the edit. The world is a part of the test's id.
-STATEMENTS = {
-    "SQLite overwrites a row": (
-        "clients/stores/system_of_reference.py", "INSERT INTO accounts (uuid, guid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        "INSERT OR REPLACE INTO accounts (uuid, guid) VALUES (?, ?)", NOT_OVERWRITTEN, "embedded",
-    ),
-    "PostgreSQL overwrites a row": (
-        "clients/stores/postgres.py", "ON CONFLICT DO NOTHING RETURNING",
-        "ON CONFLICT (uuid) DO UPDATE SET guid = EXCLUDED.guid RETURNING", NOT_OVERWRITTEN, "postgres",
-    ),
-}  # fmt: skip
-
 
 def edited(text: str, edit: str, source: str = SOURCE) -> str:
     assert source.count(text) == 1, text
@@ -151,36 +93,6 @@ def test_explorer_catches_the_fault(name: str) -> None:
         source = SOURCE.replace(text, "SWAP").replace(edit, text).replace("SWAP", edit)
     assert len(faults) <= 1  # without the edit, one fault violates nothing (test_explorer.py)
     assert invariant in explore(scope_of(faults), load(source), until=invariant)[1]
-
-
-@pytest.mark.parametrize("name", TESTED)
-def test_named_test_catches_the_fault(tmp_path: Path, name: str) -> None:
-    text, edit, test = TESTED[name]
-    assert_caught(tmp_path, "create_account.py", text, edit, test)
-
-
-@pytest.mark.parametrize("name", STATEMENTS)
-def test_named_test_catches_a_statement_that_overwrites(tmp_path: Path, name: str) -> None:
-    file, text, edit, test, world = STATEMENTS[name]
-    if world == "postgres":
-        binaries()  # skips this test if there is no PostgreSQL
-    assert_caught(tmp_path, file, text, edit, test, world=world)
-
-
-def assert_caught(
-    directory: Path, file: str, text: str, edit: str, test: str, *, world: str = "embedded or writes_nothing"
-) -> None:
-    """Check that the test fails in an edited copy of the project."""
-    for part in ("clients", "operations", "tests"):
-        shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "create_account.py"):
-        shutil.copy(ROOT / name, directory)
-    (directory / file).write_text(edited(text, edit, (ROOT / file).read_text()))
-    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", "-k", world, test]
-    env = {"PYTHONPATH": str(directory), "PATH": os.environ["PATH"] if world == "postgres" else "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=HANG_S, check=False)
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
-    assert "1 failed" in done.stdout
 
 
 def test_explorer_refuses_a_step_with_the_default_deadline() -> None:
@@ -271,30 +183,9 @@ EXPLORED_OF_BATCHES: dict[str, tuple[str, str, Scope, str]] = {
     ),
 }  # fmt: skip
 
-BATCHES = "tests/operations/test_batch.py"
-
-TESTED_OF_BATCHES = {
-    "the rows are not read before the commit": (
-        "if found == [(uuid, guid)] and guids in ([], [guid])", "if guids in ([], [guid])",
-        f"{BATCHES}::test_row_that_vanishes_before_the_commit_halts_its_account",
-    ),
-    "the uuids are not checked against the id": (
-        "    if id_ != batch_id(uuids):\n", "    if False:\n", f"{BATCHES}::test_batch_that_must_not_run_writes_nothing",
-    ),
-    "the new uuids are not checked": (
-        "        check_new_uuid(uuid)\n", "        pass\n", f"{BATCHES}::test_batch_that_must_not_run_writes_nothing",
-    ),
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("name", EXPLORED_OF_BATCHES)
 def test_explorer_catches_the_fault_of_a_batch(name: str) -> None:
     text, edit, scope, invariant = EXPLORED_OF_BATCHES[name]
     mutant = load(edited(text, edit, BATCH_SOURCE), "operations.batch")
     assert invariant in explore(scope, until=invariant, batches=mutant)[1]
-
-
-@pytest.mark.parametrize("name", TESTED_OF_BATCHES)
-def test_named_test_catches_the_fault_of_a_batch(tmp_path: Path, name: str) -> None:
-    text, edit, test = TESTED_OF_BATCHES[name]
-    assert_caught(tmp_path, "operations/batch.py", text, edit, test)

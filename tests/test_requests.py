@@ -14,7 +14,7 @@ from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
 from .clients.commands import command
-from .conftest import World, quick_only
+from .conftest import World
 from .operations.commands import assert_adopted, commit, stage
 
 
@@ -51,7 +51,7 @@ def test_adopt_again_creates_the_account_of_a_spoiled_promise(world: World, user
     assert_adopted(world, user, again=True)
 
 
-@pytest.mark.parametrize("uuid", quick_only(["", "a:b"], ["", "a:b", "a\nb", "x" * 5_000]))
+@pytest.mark.parametrize("uuid", ["", "x" * 5_000])
 def test_unacceptable_uuid_is_rejected_before_any_step(world: World, user: str, uuid: str) -> None:
     with pytest.raises(ValueError, match="no account was created"):
         request(world, f"other-{user}", uuid)
@@ -81,37 +81,24 @@ def test_result_for_another_uuid_is_no_answer(world: World, user: str) -> None:
 
 # -- Look-alikes -----------------------------------------------------------
 
-LOOK_ALIKES = {
-    "leading white space": " u",
-    "trailing white space": "u\u00a0",
-    "no-break space": "u\u00a0v",
-    "ideographic space": "u\u3000v",
-    "zero width space": "u\u200bv",
-    "byte order mark": "u\ufeff",
-    "line separator": "u\u2028v",
-    "paragraph separator": "u\u2029v",
-    "decomposed": unicodedata.normalize("NFD", "Zoë"),
-}
+DECOMPOSED = unicodedata.normalize("NFD", "Zoë")
 
 
-@pytest.mark.parametrize("name", LOOK_ALIKES)
-def test_look_alike_uuid_is_refused_on_the_command_line(embedded_world: World, name: str) -> None:
-    done = command(embedded_world, LOOK_ALIKES[name])
+def test_look_alike_uuid_is_refused_on_the_command_line(embedded_world: World) -> None:
+    done = command(embedded_world, DECOMPOSED)
     assert (done.returncode, done.stdout) == (2, "")
     assert "correct it and run again" in done.stderr
 
 
-@pytest.mark.parametrize("name", quick_only(["decomposed"], LOOK_ALIKES))
-def test_look_alike_uuid_is_rejected_in_the_guid_step(world: World, name: str) -> None:
+def test_look_alike_uuid_is_rejected_in_the_guid_step(world: World) -> None:
     """A caller of a worker does not pass the command line."""
-    uuid = LOOK_ALIKES[name]
     with pytest.raises(ValueError, match="the uuid"):
-        request(world, promise_id(uuid), uuid)
-    assert nothing_is_written(world, uuid)
+        request(world, promise_id(DECOMPOSED), DECOMPOSED)
+    assert nothing_is_written(world, DECOMPOSED)
 
 
 def test_look_alike_that_was_created_before_the_rule_is_accepted(world: World, user: str, guid: str) -> None:
-    uuid = f"{user}-{LOOK_ALIKES['decomposed']}"
+    uuid = f"{user}-{DECOMPOSED}"
     stage(world, uuid, guid)
     commit(world, uuid, guid)
 

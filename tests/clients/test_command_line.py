@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ..conftest import World, free_port, quick_only
+from ..conftest import World, free_port
 from .commands import command
 
-INVALID: list[list[str]] = [
-    [],
-    ["a:b"],
-    [""],
-    ["a\nb"],
-    ["a\x85b"],
-    ["a\x7fb"],
-    ["\udc80"],
-    ["x" * 257],
-    ["-x"],
-    ["a", "b"],
-]
 
-
-@pytest.mark.parametrize("arguments", quick_only(INVALID[:2], INVALID), ids=ascii)
+@pytest.mark.parametrize("arguments", [[], ["a:b"], ["\udc80"], ["-x"], ["a", "b"]], ids=ascii)
 def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str]) -> None:
     done = command(embedded_world, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -29,29 +16,13 @@ def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str
     assert not (embedded_world.directory / "data").exists()
 
 
-HOSTILE = [
-    "-starts-with-a-dash",
-    "'; DROP TABLE accounts; --",
-    "$(touch pwned) `id` && rm -rf *",
-    "../../etc/passwd",
-    "a.dotted.name",
-    "раypal",  # noqa: RUF001 - a Cyrillic look-alike
-    "paypal",
-    "\u00e9",
-    "100% {uuid} %s",
-    "🐯" * 256,
-]
-
-
-@pytest.mark.parametrize("uuid", quick_only(HOSTILE[:1], HOSTILE), ids=ascii)
-def test_hostile_input_is_data(world: World, uuid: str, user: str) -> None:
-    uuid = uuid[: 256 - len(user)] + user  # the tests share a ledger
+def test_hostile_input_is_data(world: World, user: str) -> None:
+    uuid = f"-'; DROP TABLE accounts; -- $(touch x) ../ % {{uuid}} %s {user}".ljust(256, "🐯")
     first, again = command(world, "--", uuid), command(world, "--", uuid)
     assert (first.returncode, again.stdout) == (0, first.stdout)
     guid = first.stdout.rpartition("GUID: ")[2].strip()
     assert first.stdout == f"UUID: {uuid}\nGUID: {guid}\n"
-    assert world.rows(uuid) == [guid]
-    assert world.accounts(uuid) == [guid]
+    assert world.rows(uuid) == world.accounts(uuid) == [guid]
 
 
 def test_verbose_writes_the_debug_log(embedded_world: World) -> None:

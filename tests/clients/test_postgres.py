@@ -13,6 +13,8 @@ from ..conftest import EmbeddedPostgresWorld, World, free_port, wait_until
 from ..postgres import PASSWORD, Postgres, lossy_proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"PATIENCE": SHORT_TIMEOUT_S, "FIRST_ANSWER": SHORT_TIMEOUT_S}
 
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import signal
 import sqlite3
 import subprocess
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import aiohttp
 import pytest
-from resonate.connections import SSEConnection
-
-from clients.promises import server as resonate_server
-from clients.promises.server import Messages
 
 from ..conftest import HANG_S, ServerWorld, World, free_port, numbered, wait_until
 from ..processes import Process
@@ -170,46 +162,3 @@ def test_twenty_concurrent_processes_create_twenty_accounts(server_world: Server
     runs = [server_world.finish(process) for process in processes]
     assert [run.status for run in runs] == [0] * 20
     assert server_world.all_accounts(uuids) == {uuid: [run.guid] for uuid, run in zip(uuids, runs, strict=True)}
-
-
-def test_idle_listener_still_receives_messages_and_the_listener_of_the_sdk_does_not(
-    server_world: ServerWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The SDK's listener stops at aiohttp's limit of five minutes. Here the limit is half a second."""
-    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
-    monkeypatch.setattr(resonate_server, "SILENCE_TIMEOUT_S", 0.5)
-    url = server_world.env["RESONATE_URL"]
-
-    async def hears(listener: SSEConnection, group: str, timeout_s: float) -> bool:
-        heard = asyncio.Event()
-        listener.recv(lambda _: heard.set())
-        await listener.start()
-        try:
-            await asyncio.sleep(2)  # several times the limit
-            await asyncio.to_thread(create_promise, url, group)
-            await asyncio.wait_for(heard.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        finally:
-            with contextlib.suppress(TimeoutError):
-                await listener.stop()
-            await listener.stop()  # a first call that failed has closed nothing
-        return True
-
-    assert not asyncio.run(hears(SSEConnection(url=url, pid="1", group="sdk"), "sdk", 5))
-    assert asyncio.run(hears(Messages(url, None, "1", "ours"), "ours", HANG_S))
-
-
-def create_promise(url: str, group: str) -> None:
-    """Create a promise that is delivered to the group."""
-    tags = {
-        "resonate:target": f"poll://any@{group}",
-        "resonate:origin": group,
-        "resonate:branch": group,
-        "resonate:parent": group,
-    }
-    data = {"id": group, "timeoutAt": 2**52, "param": {}, "tags": tags}
-    head = {"corrId": "1", "version": "2026-04-01"}
-    body = json.dumps({"kind": "promise.create", "head": head, "data": data}).encode()
-    with urllib.request.urlopen(url, body) as response:  # noqa: S310
-        assert json.load(response)["head"]["status"] in (200, 201)

@@ -122,14 +122,6 @@ def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user:
     assert world.finish(process).status == 0
 
 
-def test_adopt_is_refused_if_the_uuid_was_never_requested(world: World, user: str, guid: str) -> None:
-    world.run(f"{user}-2")
-    for again in (False, True):
-        assert_refused(world, user, f"create-account-{user} not found", again=again)
-    stage(world, user, guid)
-    assert_refused(world, user, f"create-account-{user} not found")
-
-
 def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, user: str, guid: str) -> None:
     halt(world, user)
     held = str(tb.id())
@@ -141,29 +133,6 @@ def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, use
     # Only the operator knows which guid is right. Here it is the guid of the existing account.
     unstage(world, user)
     assert_adopted(world, user, held)
-
-
-def test_again_is_refused_if_a_guid_is_staged(world: World, user: str, guid: str) -> None:
-    halt(world, user)
-    stage(world, user, guid)
-    assert_refused(world, user, f"guid {guid} is staged", again=True)
-    assert_adopted(world, user, guid)
-    assert_adopted(world, user, guid, again=True)  # nothing to do
-
-
-def test_adopt_is_refused_where_several_accounts_are_held(world: World, user: str) -> None:
-    halt(world, user)
-    for _ in range(2):
-        commit(world, user, str(tb.id()))
-    for again in (False, True):
-        assert_refused(world, user, "TigerBeetle holds account", again=again)
-
-
-def test_adopt_is_refused_where_the_guid_is_staged_for_another_uuid(world: World, user: str, guid: str) -> None:
-    halt(world, user)
-    commit(world, user, guid)
-    stage(world, "another", guid)
-    assert_refused(world, user, "for uuid 'another'")
 
 
 def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> None:
@@ -239,13 +208,6 @@ def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str
         f"promise attempt-2-create-account-{user}",
         f"promise attempt-3-create-account-{user}",
     ]
-
-
-@pytest.mark.slow
-def test_longest_uuid_with_special_characters_is_adopted(world: World, user: str) -> None:
-    uuid = f"-'; $(x) 🐯{user}".ljust(256, "🐯")
-    halt(world, uuid)
-    assert_adopted(world, uuid, again=True)
 
 
 def resolve(world: World, id_: str, result: object) -> None:

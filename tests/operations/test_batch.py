@@ -61,9 +61,11 @@ def assert_no_account_without_its_row(world: World, uuids: list[str]) -> None:
 
 @pytest.mark.parametrize("crash", quick_only(["after write 4"], BATCH_POINTS))
 def test_killed_batch_is_resumed_by_a_rerun(world: World, user: str, crash: str) -> None:
-    if "between" in crash and not isinstance(world, ServerWorld):
-        pytest.skip("embedded promises are claimed and settled in one transaction")
     uuids = numbered(user, 4)
+    if "between" in crash and not isinstance(world, ServerWorld):
+        # Embedded promises are claimed and settled in one transaction, so this point does not exist.
+        assert run(world, *uuids, CRASH=crash).status == 0
+        return
     killed(world, uuids, crash)
     assert_no_account_without_its_row(world, uuids)
     world.steps_file.write_text("")

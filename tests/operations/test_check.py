@@ -7,25 +7,11 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import tigerbeetle as tb
 
 from ..conftest import HANG_S, World, free_port, quick_only
-from .commands import (
-    ABSENT,
-    CONFLICT,
-    EXISTS,
-    STAGED,
-    UNREFERENCED,
-    Done,
-    assert_verdict,
-    commit,
-    script,
-    stage,
-    unstage,
-)
+from .commands import ABSENT, CONFLICT, EXISTS, STAGED, UNREFERENCED, Done, assert_verdict, commit, script, unstage
 
 
 def test_check_exists(world: World, user: str) -> None:
@@ -70,25 +56,6 @@ def test_check_absent(world: World, user: str) -> None:
     ]
 
 
-OTHER: dict[str, dict[str, Any]] = {
-    "flags 8": {"flags": tb.AccountFlags.HISTORY},
-    "user_data_128 5": {"user_data_128": 5},
-    "user_data_64 6": {"user_data_64": 6},
-    "user_data_32 7": {"user_data_32": 7},
-    "ledger 2": {"ledger": 2},
-    "code 2": {"code": 2},
-}
-
-
-def test_check_conflict_if_a_field_of_the_account_differs(world: World, user: str) -> None:
-    world.run(user)
-    for number, (other, fields) in enumerate(OTHER.items()):
-        uuid, guid = f"{user}-{number}", str(tb.id())
-        commit(world, uuid, guid, **fields)
-        stage(world, uuid, guid)
-        assert_verdict(world, uuid, CONFLICT, "conflict", guid, f"has {other}, not ")
-
-
 def test_check_conflict_if_the_uuid_has_an_account_with_another_guid(world: World, user: str, guid: str) -> None:
     held = world.run(user).guid
     world.sql("UPDATE accounts SET guid = ? WHERE uuid = ?", guid, user)
@@ -107,32 +74,6 @@ def test_check_conflict_if_the_guid_is_staged_for_another_uuid(world: World, use
     guid = world.run(user).guid
     world.sql("UPDATE accounts SET uuid = 'another' WHERE uuid = ?", user)
     assert_verdict(world, user, CONFLICT, "conflict", f"stages guid {guid} for uuid 'another'")
-
-
-def test_check_conflict_if_the_guid_is_invalid(world: World, user: str) -> None:
-    world.run(user)
-    for number, text in enumerate(["", "abc", "0", "007", "-1", "²", str(2**128), "9" * 5000]):
-        stage(world, f"{user}-{number}", text)
-        assert_verdict(world, f"{user}-{number}", CONFLICT, "conflict", "which is not a valid account id")
-
-
-@pytest.mark.slow
-def test_check_conflict_if_a_resolved_promise_has_no_account(world: World, user: str) -> None:
-    """It is neither `staged` nor `absent`: no run will create the account, and applications may know its guid."""
-    guid = world.run(user).guid
-    world.lose_ledger()
-    world.run(f"{user}-2")
-    assert_verdict(world, user, CONFLICT, "conflict", f"does not hold its account {guid}")
-    unstage(world, user)
-    assert_verdict(world, user, CONFLICT, "conflict", f"does not hold its account {guid}")
-
-
-def test_check_exists_if_the_account_is_closed(world: World, user: str, guid: str) -> None:
-    """A transfer may close an account. The example ignores that flag."""
-    world.run(f"{user}-2")
-    commit(world, user, guid, flags=tb.AccountFlags.CLOSED)
-    stage(world, user, guid)
-    assert_verdict(world, user, EXISTS, "exists")
 
 
 @pytest.mark.parametrize("crash", quick_only(["after write 3"], ["", "after write 3"]))

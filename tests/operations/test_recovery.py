@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
-from ..conftest import ROOT, ServerWorld, World, answers, free_port, needs, server, wait_until
+from ..conftest import ServerWorld, World, answers, free_port, needs, server, wait_until
 from .commands import (
     UNREFERENCED,
     assert_adopted,
@@ -234,17 +233,3 @@ async def rerun(world: World, uuids: list[str]) -> list[str]:
     panics = {uuid: panic for uuid, panic in zip(uuids, results, strict=True) if isinstance(panic, BaseException)}
     assert {getattr(panic, "condition", panic) for panic in panics.values()} <= {"SQLite exists_diff"}
     return list(panics)
-
-
-def test_the_page_names_every_recovery_and_only_existing_tests() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
-    named = set(re.findall(r"`(test_\w+)`", page))
-    assert named <= names_of_tests(ROOT / "tests")
-    prefixes = ("test_sqlite_", "test_tigerbeetle_", "test_ordering_", "test_losing_", "test_restoring_")
-    assert {name for name in names_of_tests(Path(__file__).parent) if name.startswith(prefixes)} <= named
-
-
-def names_of_tests(directory: Path) -> set[str]:
-    """Return the names of the tests in the directory's files."""
-    sources = "".join(path.read_text() for path in directory.rglob("test_*.py"))
-    return set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))

@@ -12,13 +12,12 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tigerbeetle as tb
-from resonate.error import ResonateError, ResonateTimeoutError
+from resonate.error import ResonateError
 from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
 from resonate.types import Value
@@ -128,17 +127,6 @@ def test_program_with_a_resonate_sdk_creates_an_account(server_world: ServerWorl
     assert server_world.run(user).guid == accounts[user], "a single run prints another guid"
 
 
-def test_shell_creates_an_account(server_world: ServerWorld, user: str) -> None:
-    """The command is that of operations/worker.py, with the server's address added."""
-    invoke = ["resonate", "invoke", "-S", server_world.env["RESONATE_URL"], f"create-account-{user}"]
-    what = ["--func", "create_account", "--json-args", f'["{user}"]', "--target", TARGET, "--timeout", "36500d"]
-    with worker(server_world):
-        subprocess.run([*invoke, *what], check=True, capture_output=True)
-        run = server_world.run(user)
-    assert run.status == 0
-    assert_exist(server_world, {user: run.guid}, [user])
-
-
 def test_caller_receives_the_panic(server_world: ServerWorld, user: str) -> None:
     server_world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", user)
     with worker(server_world), pytest.raises(Panic) as panic:
@@ -207,20 +195,6 @@ def test_worker_names_a_recorded_result_that_does_not_decode_once(server_world: 
         wait_until(lambda: leases() >= leased + 2)  # it was offered again after the worker's first lease
         assert len(serving.said(f"cannot run create-account-{user}: ")) == 1
     assert server_world.accounts(user) == []
-
-
-def test_expired_promise_of_a_caller_is_not_run(server_world: ServerWorld, user: str) -> None:
-    async def main() -> None:
-        async with caller(server_world) as resonate, asyncio.timeout(HANG_S):
-            asked = resonate.options(target=TARGET, timeout=timedelta(seconds=1))
-            await asked.rpc(user, "create_account", user).result()
-
-    with pytest.raises(ResonateTimeoutError):  # no worker is running
-        asyncio.run(main())
-    with worker(server_world) as serving:
-        assert len(ask(server_world, [f"{user}-2"])) == 1
-        assert server_world.accounts(user) == []
-        assert serving.said() == serving.said("serving")
 
 
 # -- Several workers -------------------------------------------------------
