@@ -82,5 +82,10 @@ def _data_dir(given: str | None, kind: str) -> Path:
     If it did, a run from another directory would use other promises, and would panic without a reason.
     """
     if given is not None:
-        return Path(given).absolute()
+        try:
+            return Path(given).absolute()
+        except FileNotFoundError as error:
+            raise Unavailable(
+                f"DATA_DIR={given} is a relative path, but the working directory no longer exists: set an absolute path"
+            ) from error
     return CHECKOUT / "data" / kind
