@@ -153,5 +153,10 @@ def _data_dir(given: str | None, kind: str) -> Path:
     if given is not None and given.startswith("~"):
         raise Unavailable(f"DATA_DIR={given!r} begins with ~, which only a shell replaces: set it to the whole path")
     if given is not None:
-        return Path(given).absolute()
+        try:
+            return Path(given).absolute()
+        except FileNotFoundError as error:
+            raise Unavailable(
+                f"DATA_DIR={given} is a relative path, but the working directory no longer exists: set an absolute path"
+            ) from error
     return CHECKOUT / "data" / kind

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from clients.command.console import Unavailable
 from clients.stores.embedded_ledger import EmbeddedLedger
-from clients.stores.sqlite_file import Database, primary_code, remedy, text_or_bytes
+from clients.stores.sqlite_file import ENDS, Database, check_regular, primary_code, remedy, text_or_bytes
 from clients.stores.system_of_reference import check_sqlite_form
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ PATIENCE_S = 1.0
 
 #: Errors of reading in place that a private copy can do without.
 IN_PLACE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
-
-#: The ends of the names of SQLite's files.
-ENDS = ("", "-journal", "-wal", "-shm")
 
 #: What tells one state of a file from another: its inode, its size, and the time of its last change. None: no file.
 type State = tuple[int, int, int] | None
@@ -72,12 +69,13 @@ class ReadOnly(Database):
                 return self._read(work)
             except (sqlite3.Error, OSError) as error:
                 if time.monotonic() > give_up:
-                    action = remedy(error, "check the file") if isinstance(error, sqlite3.Error) else "check the file"
+                    action = remedy(error, self.path, "check the file")
                     raise Unavailable(f"cannot read {self.path}: {error}; {action}") from error
                 await asyncio.sleep(0.02)
 
     def _read[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
         main = Path(os.path.realpath(self.path))  # SQLite follows a link, and the other files are beside the target
+        check_regular(main)
         states = [state_of(main, end) for end in ENDS]
         if states[0] is None:
             raise Unavailable(

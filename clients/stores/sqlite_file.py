@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from clients.command import limits
@@ -15,23 +17,62 @@ from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
 #: Seconds between two attempts to use a file that another process has locked.
 LOCK_RETRY_S = 0.005
 
+WRITABLE = "set DATA_DIR to a writable directory and run again"
+LOCAL = "set DATA_DIR to a directory of a local file system, not 9p, FUSE or NFS, and run again"
+
+#: What the user can do, by the extended or the primary code of the error.
 SQLITE_REMEDIES = {
-    sqlite3.SQLITE_CANTOPEN: "set DATA_DIR to a writable directory and run again",
+    sqlite3.SQLITE_CANTOPEN: WRITABLE,
     sqlite3.SQLITE_CORRUPT: "restore it from a backup",
     sqlite3.SQLITE_FULL: "free some disk space and run again",
+    sqlite3.SQLITE_IOERR: "check the disk and run again",
+    sqlite3.SQLITE_IOERR_SHMMAP: f"its -shm file cannot be mapped to memory: {LOCAL}",
+    sqlite3.SQLITE_IOERR_SHMLOCK: f"its -shm file cannot be locked: {LOCAL}",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "its -shm file cannot grow: free some disk space and run again",
     sqlite3.SQLITE_NOTADB: "move the file away or choose another DATA_DIR",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable and run again",
 }
 
+#: The same by the number of the operating system's error.
+OS_REMEDIES = {
+    errno.EISDIR: "remove it, or choose another DATA_DIR, and run again",
+    errno.ELOOP: "correct the link and run again",
+    errno.EMFILE: "raise the limit of open files, as with `ulimit -n`, and run again",
+    errno.ENFILE: "raise the system's limit of open files and run again",
+    errno.ENOSPC: "free some disk space and run again",
+}
 
-def remedy(error: sqlite3.Error, default: str) -> str:
-    """Return what the user can do about the error."""
-    return SQLITE_REMEDIES.get(primary_code(error), default)
+#: The ends of the names of SQLite's files.
+ENDS = ("", "-journal", "-wal", "-shm")
+
+
+def remedy(error: sqlite3.Error | OSError, path: Path, default: str) -> str:
+    """Return what the user can do about the error. SQLite does not tell that a limit of open files is the cause."""
+    descriptors: list[int] = []
+    try:
+        descriptors.extend(os.open(path, os.O_RDONLY) for _ in ENDS)
+    except OSError as cause:
+        if cause.errno in OS_REMEDIES:
+            return f"{cause.strerror}: {OS_REMEDIES[cause.errno]}"
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    if isinstance(error, OSError):
+        return OS_REMEDIES.get(error.errno or 0, default)
+    code = getattr(error, "sqlite_errorcode", 0)
+    return SQLITE_REMEDIES.get(code, SQLITE_REMEDIES.get(primary_code(error), default))
+
+
+def check_regular(path: Path) -> None:
+    """Raise `Unavailable` if one of SQLite's files is a directory, a pipe or a device. SQLite can wait for a pipe."""
+    main = os.path.realpath(path)  # SQLite follows a link, and the other files are beside the target
+    for file in (Path(f"{main}{end}") for end in ENDS):
+        if (file.exists() or file.is_symlink()) and not file.is_file():
+            raise Unavailable(f"{file} is not a regular file: remove it, or choose another DATA_DIR, and run again")
 
 
 def primary_code(error: sqlite3.Error) -> int:
@@ -50,10 +91,16 @@ def text_or_bytes(raw: bytes) -> str | bytes:
 def open_private(path: Path) -> int:
     """Open or create a file, and its directory, that only their owner may use. Returns a file descriptor."""
     try:
+        check_regular(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise Unavailable(f"cannot open {path}: {error}; {SQLITE_REMEDIES[sqlite3.SQLITE_CANTOPEN]}") from error
+        if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 - they raise nothing
+            raise Unavailable(
+                f"{path} is a link to a missing file: restore the file, or correct the link, and run again"
+            ) from error
+        action = OS_REMEDIES.get(error.errno or 0, WRITABLE) if isinstance(error, OSError) else WRITABLE
+        raise Unavailable(f"cannot open {path}: {error}; {action}") from error
 
 
 class Replaced(Unavailable):
@@ -186,10 +233,11 @@ class Database:
                 return await attempt()
             except sqlite3.Error as error:
                 if primary_code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    action = remedy(error, "check the file and run again")
+                    action = remedy(error, self.path, "check the file and run again")
                     raise Unavailable(f"cannot use {self.path}: {error}; {action}") from error
                 if loop.time() > give_up or self._closed or self.fail_if_locked:
                     raise Unavailable(
-                        f"{self.path} is locked by another process; end that process and run again"
+                        f"{self.path} is locked by another process, or its file system has no locks; end that process, or "
+                        f"{LOCAL}"
                     ) from error
                 await asyncio.sleep(LOCK_RETRY_S)
