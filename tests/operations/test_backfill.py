@@ -137,7 +137,7 @@ def test_longest_uuid_after_a_byte_order_mark_is_read_in_two_parts() -> None:
     async def main() -> list[bytes]:
         reader, writer = os.pipe()
         os.write(writer, codecs.BOM_UTF8 + longest.encode())
-        lines = []
+        lines: list[bytes] = []
         async for line in read_lines(reader):
             if line is None and not lines:  # a pause
                 os.write(writer, b"\nnext\n")
