@@ -19,6 +19,7 @@ from resonate.retry import ExponentialBackoff
 from resonate.transport import ExecuteMsg, Message, Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
+from clients.account import PREFIX
 from clients.command import limits
 from clients.command.console import Unavailable, print_diagnostic
 from clients.promises import cannot_run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from clients.command.outages import Outages
 
 #: The group that workers listen to. The SDK's default group would also receive other applications' work.
-GROUP = "create-account"
+GROUP = PREFIX
 
 #: How long a dead process's tasks stay leased. The SDK renews a lease after half of that time.
 LEASE = timedelta(seconds=10)
@@ -98,6 +99,16 @@ def parsed(response: str) -> Response:
         return msgspec.json.decode(response, type=Response)
     except msgspec.MsgspecError:
         return Response(head=ResponseHead(status=HTTPStatus.BAD_GATEWAY))
+
+
+def missing_if_former(request: Request, response: str) -> str:
+    """Return a 404 if the token's prefix forbids to read an id of a former release. No other request needs such an id."""
+    if request.kind == "promise.get" and not request.data["id"].startswith(PREFIX):
+        reply = parsed(response)
+        if reply.head.status == HTTPStatus.FORBIDDEN:
+            head = ResponseHead(corr_id=reply.head.corr_id, status=HTTPStatus.NOT_FOUND)
+            return msgspec.json.encode(Response(kind=reply.kind, head=head, data="not found")).decode()
+    return response
 
 
 class Requests(HttpConnection):
@@ -193,7 +204,7 @@ class Requests(HttpConnection):
         give_up = now() + limits.ANSWER_TIMEOUT_S
         try:
             while not (self._stopping and request.kind == "task.acquire"):
-                response = await self._answer(req, headers)
+                response = missing_if_former(request, await self._answer(req, headers))
                 self._failing.discard(request)
                 reply = self._reply(request, response)
                 if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
