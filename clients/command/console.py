@@ -22,11 +22,15 @@ HALTED = 98  # the code of the TypeScript SDK's `context.panic`
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
+#: Packages that have another name than their module.
+PACKAGES = {"resonate": "resonate-sdk", "resonate_base": "resonate-base"}
+
+
 class Unavailable(Exception):
     """A store or server cannot be used now. The message is one line: object, cause, action."""
 
     #: Whether a worker may wait until it is over.
-    passes = True
+    is_temporary = True
 
 
 class NoAnswer(Unavailable):
@@ -130,7 +134,10 @@ def _status(module: str, first: str) -> int:
     except ModuleNotFoundError as error:
         if error.name in getattr(sys, "stdlib_module_names", ()):
             return _fail(f"this system has no {error.name}: only Linux and macOS are supported; on Windows use WSL")
-        return _fail(f"the package {error.name} is not installed; install the dependencies: see README.md")
+        package = PACKAGES.get(str(error.name), error.name)
+        return _fail(
+            f"the package {package} is not installed; use `uv run`, or run: pip install --require-hashes -r constraints.txt"
+        )
     except UsageError as error:
         return _fail(str(error), USAGE)
     except Halted as error:

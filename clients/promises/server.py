@@ -284,7 +284,7 @@ class Requests(HttpConnection):
         rejection = Unavailable(
             f"{self._name} rejected the token{what}; correct RESONATE_TOKEN (docs/security.md) and run again"
         )
-        rejection.passes = False
+        rejection.is_temporary = False
         self._outages.report(rejection)
 
     def _track_lease(self, request: Request, reply: Response) -> None:

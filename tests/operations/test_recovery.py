@@ -16,7 +16,7 @@ import pytest
 from clients.settings import Settings
 from create_account import DEADLINE, connect, create_account
 
-from ..conftest import ServerWorld, World, answers, free_port, needs, server, wait_until
+from ..conftest import ServerWorld, World, format_ledger, free_port, needs, tigerbeetle_replica, wait_until
 from .commands import (
     UNREFERENCED,
     assert_adopted,
@@ -61,10 +61,9 @@ class Files:
                 shutil.copy(path, directory)
 
     def start_tigerbeetle(self) -> None:
-        file, address = self.world.directory / "own" / "0_0.tigerbeetle", self.world.env["TB_ADDRESS"]
-        command = ["tigerbeetle", "start", f"--addresses={address}", "--development", str(file)]
-        self.tigerbeetle = self.world.stack.enter_context(server(command, file.with_name("log")))
-        wait_until(lambda: answers(int(address.rpartition(":")[2])))
+        port = int(self.world.env["TB_ADDRESS"].rpartition(":")[2])
+        replica = tigerbeetle_replica(self.world.directory / "own", port)
+        self.tigerbeetle = self.world.stack.enter_context(replica)
 
     def _of(self, store: str) -> list[Path]:
         if store == "promises" and isinstance(self.world, ServerWorld):
@@ -98,9 +97,7 @@ def files(world: World) -> Files:
         needs("tigerbeetle")
         world.env["TB_ADDRESS"] = f"127.0.0.1:{free_port()}"
         (world.directory / "own").mkdir()
-        identity = ["--cluster=0", "--replica=0", "--replica-count=1", "--development"]
-        file = world.directory / "own" / "0_0.tigerbeetle"
-        subprocess.run(["tigerbeetle", "format", *identity, file], check=True, capture_output=True)
+        format_ledger(world.directory / "own")
         files.start_tigerbeetle()
     return files
 
