@@ -148,7 +148,7 @@ ENDS = {
 def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, case: str, waits: bool) -> None:  # noqa: FBT001
     """A worker waits, but a rejected token ends it, too: its environment cannot change."""
     status, body, words = ENDS[case]
-    monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.3 if "did not answer" in words else HANG_S)
 
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(status=status, body=body)
