@@ -179,8 +179,11 @@ class Requests(HttpConnection):
             error = sys.exception()  # the SDK releases where it handles what went wrong
             why = f"{error}; its task is not released and is redelivered after the lease expires"
             cause = error.cause if isinstance(error, PlatformError) else error
-            conflict = isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
-            repeated = conflict or id_ in self._named  # a conflict: another process has leased it
+            conflict = (
+                isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
+            )  # another process has leased it
+            outage = isinstance(cause, ConnectorError) and isinstance(cause.error, Unavailable)  # it is reported
+            repeated = conflict or outage or id_ in self._named
         if not repeated:
             self._named.add(id_)
             print_diagnostic(f"cannot run {id_}: {why}")
