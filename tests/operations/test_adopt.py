@@ -187,7 +187,7 @@ def crash(world: World, user: str, point: str, *options: str) -> None:
     """Run `adopt` with the crash points of `crash.py`, and kill it at the point."""
     watched = {"STEPS_FILE": str(world.steps_file), "CRASH": point, "LEASE": "2"}
     process = world.process("-m", "operations", "adopt", *options, "--", user, env=watched)
-    assert process.wait(timeout=HANG_S) == -signal.SIGKILL, process.communicate()
+    assert process.wait(timeout=HANG_S) == -signal.SIGKILL, process.err.read_text()
 
 
 @pytest.mark.slow
