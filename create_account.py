@@ -14,7 +14,10 @@ So side effects belong in steps, and a step must recognize what it wrote before 
 """
 
 if __name__ == "__main__":  # The command line, in operations/create.py. Skip this when reading.
-    from clients.command import console
+    try:
+        from clients.command import console
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error}: start it without -I, -P and PYTHONSAFEPATH, which hide its directory") from None
 
     console.main("operations.create", first="clients.preconnect")
 
@@ -148,6 +151,11 @@ def create_account(ctx: Context, uuid: str) -> Any:
 # -- Wiring ----------------------------------------------------------------
 
 
+def register(resonate: Resonate) -> None:
+    """Register all versions of the workflow: docs/operations.md, 'Changing the steps'."""
+    resonate.register(create_account, name="create_account")
+
+
 @contextlib.asynccontextmanager
 async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[tuple[Resonate, Clients]]:
     """Register the workflow and inject the two stores.
@@ -158,7 +166,7 @@ async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[t
     async with open_clients(settings, serve=serve) as clients:
         # An outage is no failure: the step's promise stays pending. Another error would only repeat, for decades by default.
         resonate = Resonate(**clients.resonate_arguments, retry_policy=Never())
-        resonate.register(create_account, name="create_account")
+        register(resonate)
         resonate.with_dependency(clients.reference).with_dependency(clients.record)
         async with clients.running(resonate):
             yield resonate, clients

@@ -60,19 +60,28 @@ def check_new_uuid(uuid: str) -> str:
 # -- The promise -----------------------------------------------------------
 
 
+#: Each promise's id begins with it, so that one prefix in a token of a shared Resonate server covers all.
+PREFIX = "create-account"
+
+
 def promise_id(uuid: str, attempt: int = 1) -> str:
     """Return the id of the durable promise of the uuid's first run, or of a later attempt (an adoption).
 
-    `create-account-U` for the first run, `attempt-2-create-account-U` for the next. Two different pairs of uuid and attempt
-    never have the same id.
+    `create-account-U` for the first run, `create-account_attempt-2-U` for the next. Two different pairs of uuid and
+    attempt never have the same id.
     """
-    first = f"create-account-{uuid}"
-    return first if attempt == 1 else f"attempt-{attempt}-{first}"
+    return f"{PREFIX}-{uuid}" if attempt == 1 else f"{PREFIX}_attempt-{attempt}-{uuid}"
+
+
+def former_id(id_: str) -> str | None:
+    """Return the id that former releases gave to the promise of a later attempt; None for other ids."""
+    match = re.fullmatch(rf"{PREFIX}_attempt-(\d+)-(.*)", id_, re.DOTALL)
+    return f"attempt-{match[1]}-{PREFIX}-{match[2]}" if match else None
 
 
 def uuid_of(id_: str) -> str | None:
     """Return the uuid that a promise's id belongs to, of a first run or of a later attempt; None for other ids."""
-    match = re.fullmatch(r"(?:attempt-\d+-)?create-account-(.*)", id_, re.DOTALL)
+    match = re.fullmatch(rf"(?:(?:attempt-\d+-)?{PREFIX}-|{PREFIX}_attempt-\d+-)(.*)", id_, re.DOTALL)
     return match[1] if match else None
 
 

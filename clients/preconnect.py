@@ -5,18 +5,21 @@ The client's first answer takes 0.6 s, whatever else happens. The rest of the pr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 
+from clients.command.console import Unavailable
 from clients.settings import Settings
 from clients.stores.system_of_record import connect as connect_client
 from clients.stores.system_of_record import early_clients
 
 
 def main() -> None:
-    """Start the client that the settings name. Raises `Unavailable`."""
+    """Start the client that the settings name. The command finds an error again, after that of its command line."""
     logging.disable()  # logging is switched on later, with -v
-    settings = Settings.read(os.environ)
-    if settings.tb_address is not None:
-        key = (settings.tb_address, settings.tb_cluster_id)
-        early_clients[key] = connect_client(*key)
+    with contextlib.suppress(Unavailable):
+        settings = Settings.read(os.environ)
+        if settings.tb_address is not None:
+            key = (settings.tb_address, settings.tb_cluster_id)
+            early_clients[key] = connect_client(*key)

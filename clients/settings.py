@@ -12,9 +12,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from clients.command.console import Unavailable
 
@@ -25,6 +28,33 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 CLUSTER_ID_DIGITS = 39  # of 2^128 - 1
+
+VARIABLES = (
+    "TB_ADDRESS",
+    "TB_CLUSTER_ID",
+    "REFERENCE_URL",
+    "RESONATE_URL",
+    "RESONATE_HOST",
+    "RESONATE_PORT",
+    "RESONATE_SCHEME",
+    "RESONATE_TOKEN",
+    "DATA_DIR",
+)
+
+#: What a variable needs beside it: one of these. Several hosts can share the promises or the rows, but each host has
+#: its own embedded ledger, so an account of one host would not exist on another.
+NEEDS = {
+    "TB_CLUSTER_ID": ("TB_ADDRESS",),
+    "REFERENCE_URL": ("TB_ADDRESS",),
+    "RESONATE_URL": ("TB_ADDRESS",),
+    "RESONATE_HOST": ("TB_ADDRESS",),
+    "RESONATE_PORT": ("RESONATE_URL", "RESONATE_HOST"),
+    "RESONATE_SCHEME": ("RESONATE_URL", "RESONATE_HOST"),
+    "RESONATE_TOKEN": ("RESONATE_URL", "RESONATE_HOST"),
+}
+
+#: Allows REFERENCE_URL beside the embedded ledger, on one host and without anybody's data.
+TESTS_ONLY = "TESTS_ONLY_REFERENCE_URL_WITH_EMBEDDED_LEDGER"
 
 
 @dataclass(frozen=True)
@@ -38,26 +68,27 @@ class Settings:
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
-        """Return the settings. Raises `Unavailable` if a variable is invalid or missing."""
-        address = env.get("TB_ADDRESS") or None
-        cluster = _cluster_id(env.get("TB_CLUSTER_ID") or "0")
-        url = env.get("RESONATE_URL") or None
-        if url is None and env.get("RESONATE_HOST"):
-            scheme, port = env.get("RESONATE_SCHEME", "http"), env.get("RESONATE_PORT", "8001")
-            url = f"{scheme}://{env['RESONATE_HOST']}:{port}"
-        if url is not None and address is None:
-            raise Unavailable(
-                "RESONATE_URL or RESONATE_HOST is set but TB_ADDRESS is not; a shared Resonate server must not "
-                "use a local embedded ledger: set TB_ADDRESS, or unset RESONATE_URL and RESONATE_HOST"
-            )
-        token = env.get("RESONATE_TOKEN") or None
+        """Return the settings. Raises `Unavailable` if a variable is invalid, or missing beside another one."""
+        given = {name: env[name] for name in VARIABLES if env.get(name)}
+        for name, value in given.items():
+            if value.strip(" \t\r\n'\"") != value:
+                raise Unavailable(
+                    f"{name} begins or ends with a quote or with white space: correct it (a container's --env-file keeps "
+                    "quotes)"
+                )
+        url = _resonate_url(given)
+        for name, partners in NEEDS.items():
+            allowed = name == "REFERENCE_URL" and env.get(TESTS_ONLY)
+            if name in given and not any(partner in given for partner in partners) and not allowed:
+                raise Unavailable(f"{name} is set, but {' or '.join(partners)} is not: set it, or unset {name}")
+        token = given.get("RESONATE_TOKEN")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise Unavailable(
                 "RESONATE_TOKEN contains a non-ASCII or non-printable character, such as a newline: correct it"
             )
-        reference = env.get("REFERENCE_URL") or None
-        kind = "embedded" if address is None else f"cluster-{cluster}"
-        return cls(address, cluster, url, token, _data_dir(env.get("DATA_DIR") or None, kind), reference)
+        address, cluster = given.get("TB_ADDRESS"), _cluster_id(given.get("TB_CLUSTER_ID", "0"))
+        data_dir = _data_dir(given.get("DATA_DIR"), "embedded" if address is None else f"cluster-{cluster}")
+        return cls(address, cluster, url, token, data_dir, given.get("REFERENCE_URL"))
 
     @property
     def embedded_notice(self) -> str | None:
@@ -67,6 +98,44 @@ class Settings:
         if self.resonate_url is None:
             return f"embedded promises, for one process at a time: they are stored in {self.data_dir}"
         return None
+
+
+def misspelt(env: Mapping[str, str]) -> list[str]:
+    """Return one line for each variable whose name looks like one of ours."""
+    return [
+        f"warning: the environment variable {name} has no effect; is it meant to be {ours}?"
+        for name in env
+        for ours in get_close_matches(
+            name.upper(), VARIABLES, n=1, cutoff=0.87
+        )  # one edit of a name, or two of a long one
+        if name not in VARIABLES
+    ]
+
+
+def _resonate_url(given: Mapping[str, str]) -> str | None:
+    """Return the server's URL, in the order of the SDK: RESONATE_URL comes first. Raises `Unavailable`."""
+    if url := given.get("RESONATE_URL"):
+        names, path = "RESONATE_URL", True
+    else:
+        port = given.get("RESONATE_PORT", "8001")
+        if not (port.isascii() and port.isdecimal()):
+            raise Unavailable(
+                f"RESONATE_PORT={port!r} is not a port: set RESONATE_URL (Kubernetes sets RESONATE_PORT for a service "
+                "named resonate)"
+            )
+        if "RESONATE_HOST" not in given:
+            return None
+        names, path = "the URL of RESONATE_SCHEME, RESONATE_HOST and RESONATE_PORT", False
+        url = f"{given.get('RESONATE_SCHEME', 'http')}://{given['RESONATE_HOST']}:{port}"
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and (path or not parts.path)
+    except ValueError:  # of the port, or of a bracket
+        valid = False
+    if not valid or parts.query or parts.fragment or not url.isprintable() or " " in url:
+        shown = re.sub("//[^/@]*@", "//", url)  # no password
+        raise Unavailable(f"{names} is invalid: {shown!r}; the form is http://host:8001 or https://host")
+    return url
 
 
 def _cluster_id(text: str) -> int:
@@ -81,6 +150,8 @@ def _data_dir(given: str | None, kind: str) -> Path:
 
     If it did, a run from another directory would use other promises, and would panic without a reason.
     """
+    if given is not None and given.startswith("~"):
+        raise Unavailable(f"DATA_DIR={given!r} begins with ~, which only a shell replaces: set it to the whole path")
     if given is not None:
         try:
             return Path(given).absolute()

@@ -8,7 +8,7 @@ So this command may write, under a durable promise of its own:
 - Neither, and `--again`: `create_account` runs once more, with a new guid.
 - Both, and they agree: no store is written. If a promise names another guid, a line says so.
 
-The promise ids are `attempt-<number>-create-account-<uuid>`, from 2. An attempt begins only after all earlier
+The promise ids are `create-account_attempt-<number>-<uuid>`, from 2. An attempt begins only after all earlier
 attempts are settled; a pending attempt is resumed.
 """
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from clients.account import UUID_MAX_CHARACTERS, check_uuid
 from clients.command.console import log_to_stderr, print_diagnostic
-from clients.settings import Settings
+from clients.settings import Settings, misspelt
 
 EXIT_STATUSES = """\
 Exit status:
@@ -53,11 +53,14 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings
     """Read the command line and the settings. Raises `Unavailable`."""
     arguments = parser.parse_args()
     if "uuid" in arguments:
+        arguments.uuid = os.fsencode(arguments.uuid).decode(errors="surrogateescape")  # UTF-8, whatever the locale
         try:
             check_uuid(arguments.uuid)
         except ValueError as error:
             parser.error(str(error))
     log_to_stderr(verbose="verbose" in arguments)
+    for warning in misspelt(os.environ):
+        print_diagnostic(warning)
     return arguments, Settings.read(os.environ)
 
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import create_account
 from clients.account import uuid_of
 from clients.command.console import HALTED, print_result
 from operations.reading import is_uuid, open_readers, read_batch, read_state
 
 if TYPE_CHECKING:
+    from resonate.resonate import Resonate
+
     from clients.promises.reading import Promise
     from clients.settings import Settings
     from operations.reading import Readers
 
-#: What this program can execute: the names and versions of the registered workflows.
-FUNCTIONS = {("create_account", 1), ("create_accounts", 1), ("commit_staged", 1), ("stage_committed", 1)}
+
+class Functions(set[tuple[str, int]]):
+    """What this program can execute: the names and versions of the workflows. It takes the place of `Resonate`."""
+
+    def __init__(self) -> None:
+        super().__init__({("create_accounts", 1), ("commit_staged", 1), ("stage_committed", 1)})
+        create_account.register(cast("Resonate", self))
+
+    def register(self, _: object, *, name: str, version: int = 1) -> None:
+        self.add((name, version))
 
 
 async def run(settings: Settings) -> int:
@@ -71,6 +82,6 @@ def why_halted(promise: Promise) -> str | None:
     if not isinstance(promise.param, dict) or "func" not in promise.param:
         return "is pending and does not say which function it requests"
     function = promise.param["func"], promise.param.get("version", 1)
-    if function in FUNCTIONS:
+    if function in Functions():
         return None
     return f"is pending and requests the function {function[0]}, version {function[1]}, which this program lacks"

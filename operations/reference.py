@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from clients.command.console import HALTED, Unavailable, print_result
 from clients.command.outages import Outages
 from clients.opening import open_promises, open_reference
-from clients.promises.one_reference import Identity, record, recorded
+from clients.promises.one_reference import Identity, record, record_id, recorded
 
 if TYPE_CHECKING:
     from clients.settings import Settings
@@ -27,6 +27,7 @@ async def run(settings: Settings, *, accept: bool) -> int:
                 number, last = number + 1, await record(resonate, number + 1, present)
     finally:
         await reference.close()
-    print_result(f"reference-{number}: {last or 'no store'}" if number else "no record")
+    name = record_id(number) if number else "record of a former release"
+    print_result(f"{name}: {last or 'no store'}" if number or last else "no record")
     print_result(f"present: {present}, {reference.store}")
-    return 0 if number == 0 or last == present else HALTED
+    return 0 if (number == 0 and last is None) or last == present else HALTED

@@ -34,6 +34,7 @@ import pytest
 import tigerbeetle as tb
 
 from clients.account import accounts_after, accounts_of, owner_of
+from clients.settings import TESTS_ONLY, VARIABLES
 from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import TABLES
 
@@ -44,15 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 ROOT = Path(__file__).parent.parent
-VARIABLES = (
-    "REFERENCE_URL",
-    "TB_ADDRESS",
-    "TB_CLUSTER_ID",
-    "RESONATE_URL",
-    "RESONATE_HOST",
-    "RESONATE_TOKEN",
-    "DATA_DIR",
-)
 
 
 def free_port() -> int:
@@ -335,8 +327,12 @@ class PostgresRows(World):
         self.sql("DROP TABLE accounts, reference")
 
 
+@dataclass
 class EmbeddedPostgresWorld(PostgresRows, EmbeddedWorld):
     """A world without a TigerBeetle and a Resonate server."""
+
+    def __post_init__(self) -> None:
+        self.env[TESTS_ONLY] = "1"
 
 
 class EmbeddedLedgerSync:

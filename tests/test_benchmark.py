@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, VARIABLES
+from clients.settings import VARIABLES
+
+from .conftest import ROOT
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ ALLOWED = {
     "clients/conflicts.py": {"clients/account.py", "clients/stores"},
     "clients/settings.py": {"clients/command"},
     "clients/opening.py": {"clients/command", "clients/stores", "clients/promises", "clients/settings.py"},
-    "clients/preconnect.py": {"clients/stores", "clients/settings.py"},
+    "clients/preconnect.py": {"clients/command", "clients/stores", "clients/settings.py"},
     "create_account.py": {"clients"},
     "operations": {"clients", "create_account.py"},
 }

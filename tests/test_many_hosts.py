@@ -50,7 +50,7 @@ def test_the_move_to_postgresql_works_as_written(tmp_path: Path, postgres: Postg
         )
         assert done.returncode == 0, done.stderr
         assert "clean; 1 accounts, 2 rows, 1 in progress" in done.stdout
-        assert "reference-2: " in done.stdout
+        assert "create-account_reference-2: " in done.stdout
         assert world.run(user).guid == before
         assert world.run(f"{user}-pending").guid == pending
         del world.env["REFERENCE_URL"]

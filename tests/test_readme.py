@@ -16,8 +16,9 @@ import pytest
 import create_account
 from clients import settings
 from clients.command.console import HALTED, INTERRUPTED
+from clients.settings import VARIABLES
 
-from .conftest import HANG_S, ROOT, VARIABLES, ServerWorld, needs, tigerbeetle_server
+from .conftest import HANG_S, ROOT, ServerWorld, needs, tigerbeetle_server
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -33,7 +33,7 @@ def nothing_is_written(world: World, *uuids: str) -> bool:
     return all(world.rows(uuid) == world.accounts(uuid) == [] for uuid in uuids)
 
 
-@pytest.mark.parametrize("prefix", ["create-account-", "attempt-2-create-account-"])
+@pytest.mark.parametrize("prefix", ["create-account-", "create-account_attempt-2-", "attempt-2-create-account-"])
 def test_promise_of_another_uuid_is_rejected_and_nothing_is_written(world: World, user: str, prefix: str) -> None:
     other = f"{user}-other"
     with pytest.raises(ValueError, match=f"belongs to uuid '{user}', but its argument is '{other}'"):

@@ -90,7 +90,7 @@ def test_accounts_survive_kills_of_workers_and_servers(world: PostgresServerWorl
         env = world.env | {"REFERENCE_URL": postgres.database()}
         other = PostgresServerWorld(world.directory / "host-0", env)
         refused = script(other, "worker")
-        assert (refused.returncode, "promise reference-1 records" in refused.stderr) == (1, True)
+        assert (refused.returncode, "promise create-account_reference-1 records" in refused.stderr) == (1, True)
         assert other.sql("SELECT uuid FROM accounts") == []
 
     def storm() -> None:

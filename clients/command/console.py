@@ -22,11 +22,15 @@ HALTED = 98  # the code of the TypeScript SDK's `context.panic`
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
+#: Packages that have another name than their module.
+PACKAGES = {"resonate": "resonate-sdk", "resonate_base": "resonate-base"}
+
+
 class Unavailable(Exception):
     """A store or server cannot be used now. The message is one line: object, cause, action."""
 
     #: Whether a worker may wait until it is over.
-    passes = True
+    is_temporary = True
 
 
 class NoAnswer(Unavailable):
@@ -100,23 +104,22 @@ def print_diagnostic(text: str) -> None:
 
 def log_to_stderr(*, verbose: bool) -> None:
     """Write the debug logs of the SDK and the clients to stderr, without secrets; or disable them."""
+    import json
     import logging
 
-    def hide_secrets(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        token = os.environ.get("RESONATE_TOKEN")
-        if token:
-            text = text.replace(token, "<token>")
-        url = os.environ.get("REFERENCE_URL")
-        if url:
-            text = text.replace(url, "<REFERENCE_URL>")
-        record.msg, record.args = text, ()
-        return True
+    class WithoutSecrets(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            text = super().format(record)
+            for name, shown in (("RESONATE_TOKEN", "<token>"), ("REFERENCE_URL", "<REFERENCE_URL>")):
+                if secret := os.environ.get(name):
+                    for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]):
+                        text = text.replace(form, shown)
+            return text
 
     if verbose:
         logging.disable(logging.NOTSET)
-        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.root.handlers[0].addFilter(hide_secrets)
+        logging.basicConfig(level=logging.DEBUG)
+        logging.root.handlers[0].setFormatter(WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     else:
         logging.disable()
 
@@ -129,7 +132,12 @@ def _status(module: str, first: str) -> int:
             importlib.import_module(first).main()
         return int(importlib.import_module(module).main())
     except ModuleNotFoundError as error:
-        return _fail(f"the package {error.name} is not installed; install the dependencies: see README.md")
+        if error.name in getattr(sys, "stdlib_module_names", ()):
+            return _fail(f"this system has no {error.name}: only Linux and macOS are supported; on Windows use WSL")
+        package = PACKAGES.get(str(error.name), error.name)
+        return _fail(
+            f"the package {package} is not installed; use `uv run`, or run: pip install --require-hashes -r constraints.txt"
+        )
     except UsageError as error:
         return _fail(str(error), USAGE)
     except Halted as error:

@@ -41,7 +41,7 @@ class Outages:
 
     def waits_for_end(self, outage: Unavailable) -> bool:
         """Return whether a step waits until the outage is over."""
-        return self.wait_forever and (outage.passes or self._callers is not None)
+        return self.wait_forever and (outage.is_temporary or self._callers is not None)
 
     def report(self, outage: Unavailable, store: str = "") -> None:
         """End the command. In the main task, raise the outage. In another task, cancel the main task: `interrupting` raises it."""

@@ -1,23 +1,29 @@
 """One System of Reference: all processes of a Resonate server must use the same store of rows, and one cluster.
 
 A process with a wrong database would write rows there, and other processes would panic for the same uuids. So the
-store has a random id. The durable promise `reference-1` records the id and TB_CLUSTER_ID. The first process creates
-the promise. A later process whose store or cluster differs refuses to work.
+store has a random id. The durable promise `create-account_reference-1` records the id and TB_CLUSTER_ID. The first
+process creates the promise. A later process whose store or cluster differs refuses to work.
 
-After a move or a restore, an operator accepts the present store: `reference-2` records it, and so on.
+After a move or a restore, an operator accepts the present store: `create-account_reference-2` records it, and so on.
+
+Former releases recorded it in `reference-1` and so on. Such a promise can also belong to another application. So it
+counts only if its value has our form, and nothing is written under these ids.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from resonate.error import ServerError
+from resonate.error import ResonateError
 from resonate.types import Value
 
+from clients.account import PREFIX
 from clients.command.console import Unavailable
+from clients.promises.cannot_run import CODEC
+from clients.promises.results import read
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -38,24 +44,32 @@ class Identity:
         return f"store {self.store} and cluster {self.cluster}"
 
 
+def record_id(number: int) -> str:
+    return f"{PREFIX}_reference-{number}"
+
+
 async def recorded(resonate: Resonate) -> tuple[int, Identity | None]:
     """Return the number of the last record, and the record. (0, None) if there is none.
 
     (number, None): that promise is settled and records no store, because an operator canceled it, for example.
+    (0, record): only a former release has recorded it.
     """
     number, last = 0, None
-    while (promise := await _settled(resonate, number + 1)) is not None:
+    while (promise := await _settled(resonate, record_id(number + 1))) is not None:
         number, last = number + 1, _identity(promise)
+    former = 1
+    while number == 0 and (promise := await _settled(resonate, f"reference-{former}")) is not None:
+        former, last = former + 1, _identity(promise) or last
     return number, last
 
 
 async def record(resonate: Resonate, number: int, identity: Identity) -> Identity | None:
     """Record the identity under this number, and return what is recorded: another process may be first."""
-    id_ = f"reference-{number}"
+    id_ = record_id(number)
     timeout_at = int(time.time() * 1000) + LIFETIME_MS
     await resonate.promises.create(id_, timeout_at, Value(data=None), {})
     await resonate.promises.resolve(id_, Value(data={"store": identity.store, "cluster": identity.cluster}))
-    promise = await _settled(resonate, number)
+    promise = await _settled(resonate, id_)
     assert promise is not None
     return _identity(promise)
 
@@ -63,14 +77,14 @@ async def record(resonate: Resonate, number: int, identity: Identity) -> Identit
 async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
     """Return one line if the record differs from this process's store or cluster; None if there is no record."""
     number, last = await recorded(resonate)
-    return _differs(number, last, identity) if number else None
+    return _differs(number, last, identity) if number or last else None
 
 
 async def check_or_record(resonate: Resonate, identity: Identity) -> None:
-    """Raise `Unavailable` if the record differs. Create the first record if there is none."""
+    """Raise `Unavailable` if the record differs. Create the first record if there is none, or copy a former one."""
     number, last = await recorded(resonate)
     if number == 0:
-        number, last = 1, await record(resonate, 1, identity)
+        number, last = 1, await record(resonate, 1, last or identity)
     if line := _differs(number, last, identity):
         raise Unavailable(line)
 
@@ -79,24 +93,22 @@ def _differs(number: int, last: Identity | None, identity: Identity) -> str | No
     if last == identity:
         return None
     return (
-        f"promise reference-{number} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
+        f"promise {record_id(number or 1)} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
         "or TB_CLUSTER_ID; only after a move or a restore run `python -m operations reference --accept`"
     )
 
 
-async def _settled(resonate: Resonate, number: int) -> PromiseRecord | None:
+async def _settled(resonate: Resonate, id_: str) -> PromiseRecord | None:
     """Return the promise. None if it is missing, or if its creator died before it resolved it."""
-    try:
-        promise = await resonate.promises.get(f"reference-{number}")
-    except ServerError as error:
-        if error.code == HTTPStatus.NOT_FOUND:
-            return None
-        raise
-    return None if promise.state == "pending" else promise
+    promise = await read(resonate, id_)
+    return None if promise is None or promise.state == "pending" else promise
 
 
 def _identity(promise: PromiseRecord) -> Identity | None:
-    data = promise.value.data
-    if promise.state != "resolved" or not isinstance(data, dict) or not {"store", "cluster"} <= data.keys():
+    """Return what a resolved promise records; None if it records something else."""
+    data = None
+    with contextlib.suppress(ResonateError):
+        data = CODEC.decode(promise.value)
+    if promise.state != "resolved" or not isinstance(data, dict) or data.keys() != {"store", "cluster"}:
         return None
     return Identity(str(data["store"]), str(data["cluster"]))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from resonate.error import ResonateError, ServerError
+from resonate.error import ResonateError
 from resonate.types import PromiseRecord, Value
 
+from clients.account import former_id
 from clients.promises.cannot_run import CODEC
 from clients.promises.claims import batch_of
+from clients.promises.results import read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -60,8 +61,9 @@ class Promise:
 
 def embedded(promises: ReadOnly) -> Callable[[str], Awaitable[Promise | None]]:
     async def get(id_: str) -> Promise | None:
-        for (state,) in await promises.read("SELECT state FROM origins WHERE origin = ?", id_):
-            return _decoded(_record(msgspec.json.decode(state)["promises"][id_]))
+        for either in filter(None, (id_, former_id(id_))):
+            for (state,) in await promises.read("SELECT state FROM origins WHERE origin = ?", either):
+                return _decoded(_record(msgspec.json.decode(state)["promises"][either]))
         return None
 
     return get
@@ -97,13 +99,8 @@ def _record(promise: dict[str, Any]) -> PromiseRecord:
 
 def served(resonate: Resonate) -> Callable[[str], Awaitable[Promise | None]]:
     async def get(id_: str) -> Promise | None:
-        try:
-            promise = await resonate.promises.sender.promise_get(id_)
-        except ServerError as error:
-            if error.code == HTTPStatus.NOT_FOUND:
-                return None
-            raise
-        return _decoded(promise)
+        promise = await read(resonate, id_)
+        return None if promise is None else _decoded(promise)
 
     return get
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resonate.error import ServerError
 from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
-from clients.account import check_new_uuid, promise_id
+from clients.account import check_new_uuid, former_id, promise_id
 from clients.command.console import Halted, Unavailable, UsageError, print_diagnostic
 from clients.panic import Panic, check_command
 from clients.promises import cannot_run
@@ -33,13 +33,14 @@ class Claimed(Exception):
 
 
 async def read(resonate: Resonate, id_: str) -> PromiseRecord | None:
-    """Return the promise, None if it is not found. Its value is not decoded."""
-    try:
-        return await resonate.promises.sender.promise_get(id_)
-    except ServerError as error:
-        if error.code != HTTPStatus.NOT_FOUND:
-            raise
-        return None
+    """Return the promise, also under its former id; None if it is not found. Its value is not decoded."""
+    for either in filter(None, (id_, former_id(id_))):
+        try:
+            return await resonate.promises.sender.promise_get(either)
+        except ServerError as error:
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+    return None
 
 
 async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:

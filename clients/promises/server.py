@@ -19,6 +19,7 @@ from resonate.retry import ExponentialBackoff
 from resonate.transport import ExecuteMsg, Message, Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
+from clients.account import PREFIX
 from clients.command import limits
 from clients.command.console import Unavailable, print_diagnostic
 from clients.promises import cannot_run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from clients.command.outages import Outages
 
 #: The group that workers listen to. The SDK's default group would also receive other applications' work.
-GROUP = "create-account"
+GROUP = PREFIX
 
 #: How long a dead process's tasks stay leased. The SDK renews a lease after half of that time.
 LEASE = timedelta(seconds=10)
@@ -98,6 +99,16 @@ def parsed(response: str) -> Response:
         return msgspec.json.decode(response, type=Response)
     except msgspec.MsgspecError:
         return Response(head=ResponseHead(status=HTTPStatus.BAD_GATEWAY))
+
+
+def missing_if_former(request: Request, response: str) -> str:
+    """Return a 404 if the token's prefix forbids to read an id of a former release. No other request needs such an id."""
+    if request.kind == "promise.get" and not request.data["id"].startswith(PREFIX):
+        reply = parsed(response)
+        if reply.head.status == HTTPStatus.FORBIDDEN:
+            head = ResponseHead(corr_id=reply.head.corr_id, status=HTTPStatus.NOT_FOUND)
+            return msgspec.json.encode(Response(kind=reply.kind, head=head, data="not found")).decode()
+    return response
 
 
 class Requests(HttpConnection):
@@ -168,8 +179,11 @@ class Requests(HttpConnection):
             error = sys.exception()  # the SDK releases where it handles what went wrong
             why = f"{error}; its task is not released and is redelivered after the lease expires"
             cause = error.cause if isinstance(error, PlatformError) else error
-            conflict = isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
-            repeated = conflict or id_ in self._named  # a conflict: another process has leased it
+            conflict = (
+                isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
+            )  # another process has leased it
+            outage = isinstance(cause, ConnectorError) and isinstance(cause.error, Unavailable)  # it is reported
+            repeated = conflict or outage or id_ in self._named
         if not repeated:
             self._named.add(id_)
             print_diagnostic(f"cannot run {id_}: {why}")
@@ -193,7 +207,7 @@ class Requests(HttpConnection):
         give_up = now() + limits.ANSWER_TIMEOUT_S
         try:
             while not (self._stopping and request.kind == "task.acquire"):
-                response = await self._answer(req, headers)
+                response = missing_if_former(request, await self._answer(req, headers))
                 self._failing.discard(request)
                 reply = self._reply(request, response)
                 if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -270,7 +284,7 @@ class Requests(HttpConnection):
         rejection = Unavailable(
             f"{self._name} rejected the token{what}; correct RESONATE_TOKEN (docs/security.md) and run again"
         )
-        rejection.passes = False
+        rejection.is_temporary = False
         self._outages.report(rejection)
 
     def _track_lease(self, request: Request, reply: Response) -> None:

@@ -30,7 +30,7 @@ _ACTIONS = {
 
 
 class IoUringUnavailable(Unavailable):
-    passes = False
+    is_temporary = False
 
 
 def check_io_uring() -> None:

@@ -109,7 +109,7 @@ class Replaced(Unavailable):
     Overwriting the file in place is not noticed, and neither is the loss of its -wal file.
     """
 
-    passes = False
+    is_temporary = False
 
 
 def identity(file: Path | int) -> tuple[int, int] | None:

@@ -184,8 +184,9 @@ class SystemOfRecord:
                     break
                 if self._answers != answers:
                     continue  # the server answers one request after the other: this one is waiting its turn
+                wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
                 outage = Unavailable(
-                    f"{self._store} did not answer within {timeout_s:.0f} s; start it, or correct the settings, "
+                    f"{self._store} did not answer within {timeout_s:.0f} s; start it{'' if answers else wrong} "
                     "and run again"
                 )
                 if not self._outages.wait_forever:

@@ -29,9 +29,11 @@ def test_verbose_writes_the_debug_log(embedded_world: World) -> None:
     assert "resonate" in command(embedded_world, "-v", "u").stderr
 
 
-def test_verbose_log_does_not_contain_the_token(embedded_world: World, tb_address: str) -> None:
+@pytest.mark.parametrize("token", ["s3cret-t0ken", 's3cret"t0ken', r"s3cret\t0ken"])
+def test_verbose_log_does_not_contain_the_token(embedded_world: World, tb_address: str, token: str) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    secret = {"TB_ADDRESS": tb_address, "RESONATE_URL": url, "RESONATE_TOKEN": "s3cret-t0ken"}
+    secret = {"TB_ADDRESS": tb_address, "RESONATE_URL": url, "RESONATE_TOKEN": token}
     done = command(embedded_world, "-v", "u", env=secret)
     assert "http_req" in done.stderr
-    assert "s3cret-t0ken" not in done.stderr
+    assert "<token>" in done.stderr
+    assert "s3cret" not in done.stderr

@@ -36,7 +36,11 @@ def test_invalid_tigerbeetle_address_is_named(embedded_world: World, address: st
 
 
 def test_cluster_id_of_another_cluster_is_an_error(embedded_world: World, tb_address: str) -> None:
-    assert_unavailable(command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}), "cluster 7")
+    assert_unavailable(
+        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}),
+        "cluster 7",
+        "correct TB_ADDRESS or TB_CLUSTER_ID",
+    )
 
 
 @dataclass

@@ -170,7 +170,7 @@ def test_adopt_resumes_its_attempt_after_a_crash(
     crash(world, user, point.replace("write", "write 2" if committed else "write 3"))
     assert_adopted(world, user, guid)
     _, attempt, *others = [line for line in script(world, "check", user).stdout.splitlines() if "promise" in line]
-    assert (attempt, others) == (f"promise attempt-2-create-account-{user}: resolved, account {guid}", [])
+    assert (attempt, others) == (f"promise create-account_attempt-2-{user}: resolved, account {guid}", [])
 
 
 @pytest.mark.parametrize("point", ["after save 2", "after write 3"])
@@ -205,8 +205,8 @@ def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str
     promises = [line.split(": ") for line in script(world, "check", user).stdout.splitlines()[:3]]
     assert [name for name, *_ in promises] == [
         f"promise create-account-{user}",
-        f"promise attempt-2-create-account-{user}",
-        f"promise attempt-3-create-account-{user}",
+        f"promise create-account_attempt-2-{user}",
+        f"promise create-account_attempt-3-{user}",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import fcntl
 import os
@@ -22,6 +23,7 @@ import tigerbeetle as tb
 
 from clients.opening import open_clients
 from clients.settings import Settings
+from operations.backfill import parse, read_lines
 
 from ..conftest import HANG_S, ServerWorld, World, assert_accounts_exist, locked, numbered, quick_only, wait_until
 from .backfills import backfill, done, run
@@ -129,6 +131,24 @@ def test_byte_order_mark_and_line_ends_are_not_part_of_a_uuid(embedded_world: Wo
     with backfill(embedded_world) as process:
         last = done(process, *process.communicate(f"{user}\n{user}-2".encode(), timeout=HANG_S))
     assert last.shown == many.shown
+
+
+def test_longest_uuid_after_a_byte_order_mark_is_read_in_two_parts() -> None:
+    async def main() -> list[bytes]:
+        reader, writer = os.pipe()
+        os.write(writer, codecs.BOM_UTF8 + longest.encode())
+        lines: list[bytes] = []
+        async for line in read_lines(reader):
+            if line is None and not lines:  # a pause
+                os.write(writer, b"\nnext\n")
+                os.close(writer)
+            elif line is not None:
+                lines.append(line)
+        return lines
+
+    longest = "🐯" * 256
+    first, second = asyncio.run(main())
+    assert (parse(first.removeprefix(codecs.BOM_UTF8)), second) == (longest, b"next")
 
 
 def test_unusual_uuid_is_data(embedded_world: World) -> None:

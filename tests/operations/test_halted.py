@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from resonate.types import Value
 
+import create_account
 from clients.account import promise_id
 from clients.settings import Settings
 from create_account import connect
+from operations import halted
 from operations.batch import batch_id, register
 
 from ..conftest import World, numbered, quick_only
@@ -18,6 +20,8 @@ from .commands import SPOILED, Done, assert_adopted, halt, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from resonate.resonate import Resonate
 
 DEADLINE_MS = 10**14
 LACKED = {"func": "create_account", "version": 7, "args": [], "kwargs": {}}
@@ -68,6 +72,17 @@ def test_single_run_whose_recorded_result_does_not_decode_ends_with_one_line(
     assert (run.status, run.out) == (1, "")
     assert run.err.splitlines()[-1].startswith(f"cannot execute promise create-account-{user}: ")
     assert world.accounts(user) == []
+
+
+def test_message_about_a_result_that_does_not_decode_claims_nothing_about_the_account(
+    embedded_world: World, user: str
+) -> None:
+    embedded_world.run(user, crash="after save 3")
+    spoil(embedded_world, f"{promise_id(user)}:3")
+    line = embedded_world.run(user).err.splitlines()[-1]
+    assert line.startswith(f"cannot execute promise create-account-{user}: ")
+    assert "`python -m operations check` says whether the account exists" in line
+    assert len(embedded_world.accounts(user)) == 1
 
 
 def backfill(world: World, uuids: list[str]) -> Done:
@@ -177,6 +192,23 @@ def test_halted_lists_each_halted_account_with_its_reason(world: World, user: st
     [line] = [line for line in lines if lacked in line]
     assert "version 7, which this program lacks" in line
     assert count == "2 halted, 1 adopted"
+
+
+def test_pending_account_of_a_second_registered_version_is_not_halted(
+    embedded_world: World, user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/operations.md registers it: 'Changing the steps'."""
+    create_promise(embedded_world, user, LACKED | {"version": 2}, task=True)
+    settings, register = Settings.read(embedded_world.env), create_account.register
+
+    def register_both(resonate: Resonate) -> None:
+        register(resonate)
+        resonate.register(create_account.create_account, name="create_account", version=2)
+
+    assert asyncio.run(halted.run(settings)) == 98
+    monkeypatch.setattr(create_account, "register", register_both)
+    assert asyncio.run(halted.run(settings)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 halted, 0 adopted"
 
 
 def test_halted_ends_with_0_if_every_halted_account_is_adopted(world: World, user: str) -> None:

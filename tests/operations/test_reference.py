@@ -18,7 +18,7 @@ from ..conftest import PostgresServerWorld, ServerWorld, World, needs
 from .commands import Done, script
 from .test_worker import worker
 
-MISMATCH = "promise reference-1 records store"
+MISMATCH = "promise create-account_reference-1 records store"
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -59,7 +59,7 @@ def test_first_process_records_its_store(shared: ServerWorld, user: str) -> None
     done = script(shared, "reference")
     recorded, present = done.stdout.splitlines()
     assert done.returncode == 0
-    assert recorded.removeprefix("reference-1: ") in present
+    assert recorded.removeprefix("create-account_reference-1: ") in present
 
 
 def test_process_with_another_store_refuses_to_work(shared: ServerWorld, other: World, user: str) -> None:
@@ -100,7 +100,7 @@ def test_accepted_store_replaces_the_recorded_one(shared: ServerWorld, other: Wo
     shared.run(user)
     assert script(other, "reference").returncode == 98
     accepted = script(other, "reference", "--accept")
-    assert (accepted.returncode, accepted.stdout.partition(":")[0]) == (0, "reference-2")
+    assert (accepted.returncode, accepted.stdout.partition(":")[0]) == (0, "create-account_reference-2")
     assert script(other, "reference", "--accept").stdout == accepted.stdout, "accepted twice"
     refused = shared.run(f"{user}-2")
     assert (refused.status, refused.steps) == (1, [])
@@ -111,7 +111,7 @@ def test_running_worker_of_the_old_store_ends_when_another_is_accepted(shared: S
     with worker(shared, PATIENCE="1") as serving:
         assert script(other, "reference", "--accept").returncode == 0
         assert serving.end() == 1
-        assert len(serving.said("promise reference-2 records store")) == 1
+        assert len(serving.said("promise create-account_reference-2 records store")) == 1
 
 
 def test_one_of_two_first_processes_wins(server_world: ServerWorld) -> None:
@@ -139,11 +139,11 @@ def test_only_one_of_two_first_processes_with_different_stores_works(
 def test_canceled_record_stops_each_process_until_a_store_is_accepted(server_world: ServerWorld, user: str) -> None:
     async def cancel() -> None:
         async with open_promises(Settings.read(server_world.env), Outages()) as resonate:
-            await resonate.promises.cancel("reference-1", Value(data=None))
+            await resonate.promises.cancel("create-account_reference-1", Value(data=None))
 
     asyncio.run(create_record(server_world))
     asyncio.run(cancel())
-    assert_refused(script(server_world, "worker"), "promise reference-1 records no store")
+    assert_refused(script(server_world, "worker"), "promise create-account_reference-1 records no store")
     assert script(server_world, "reference").returncode == 98
     assert script(server_world, "reference", "--accept").returncode == 0
     assert server_world.run(f"{user}-2").status == 0
@@ -158,4 +158,4 @@ def test_next_process_completes_the_record_of_a_dead_creator(server_world: Serve
 async def create_record(world: ServerWorld) -> None:
     """Create the first record's promise, and do not resolve it."""
     async with open_promises(Settings.read(world.env), Outages()) as resonate:
-        await resonate.promises.create("reference-1", LIFETIME_MS * 2, Value(data=None), {})
+        await resonate.promises.create("create-account_reference-1", LIFETIME_MS * 2, Value(data=None), {})

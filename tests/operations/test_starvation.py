@@ -103,11 +103,11 @@ def test_account_that_a_live_process_holds_delays_neither_its_neighbours_nor_the
     assert list(run(server_world, *uuids).accounts) == uuids
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_storm_with_one_poisoned_promise_in_a_hundred_beside_three_workers(
     server_world: ServerWorld, user: str
 ) -> None:
-    """For more accounts: `STORM_ACCOUNTS=10000 pytest -s tests/operations/test_starvation.py -k storm`."""
+    """For more accounts: `STORM_ACCOUNTS=10000 pytest -n0 -s -m deep tests/operations/test_starvation.py`."""
     count = int(os.environ.get("STORM_ACCOUNTS", "300"))
     uuids = numbered(user, count)
     kinds = list(POISON.values())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tigerbeetle as tb
 
-from clients.account import account_of
+from clients.account import account_of, promise_id
 from clients.promises.reading import Promise
 from create_account import create_account
 from operations.adopt import Refused, commit_staged, decide, stage_committed
@@ -121,13 +121,13 @@ def test_decision_of_adopt(name: str, again: bool) -> None:  # noqa: FBT001
             attempt = decide(found, again=again)
             assert attempt is not None
             assert (attempt.workflow, list(attempt.arguments)) == (workflow, arguments)
-            assert attempt.id == f"attempt-2-{FIRST}"
+            assert attempt.id == promise_id("u", 2)
 
 
 def test_pending_attempt_is_resumed() -> None:
     found = state(REJECTED, ROW)
-    found.promises.append(replace(PENDING, id=f"attempt-2-{FIRST}"))
+    found.promises.append(replace(PENDING, id=promise_id("u", 2)))
     for again in (False, True):
         attempt = decide(found, again=again)
         assert attempt is not None
-        assert attempt.id == f"attempt-2-{FIRST}"
+        assert attempt.id == promise_id("u", 2)
