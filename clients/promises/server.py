@@ -184,8 +184,8 @@ class Requests(HttpConnection):
             )  # another process has leased it
             outage = isinstance(cause, ConnectorError) and isinstance(cause.error, Unavailable)  # it is reported
             repeated = conflict or outage or id_ in self._named
-        if not repeated:
             self._named.add(id_)
+        if not repeated:
             print_diagnostic(f"cannot run {id_}: {why}")
         if not hopeless:
             raise ConnectorError(RuntimeError(why))
@@ -253,14 +253,17 @@ class Requests(HttpConnection):
         return super()._ensure_session()
 
     async def _check_sender(self, response: aiohttp.ClientResponse) -> None:
-        """Raise an error, as for a lost connection, if a reverse proxy answers because it does not reach the server."""
-        unavailable = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status in REJECTED | {
-            HTTPStatus.TOO_MANY_REQUESTS
-        }
-        if unavailable and not parsed(await response.text(errors="replace")).kind:
-            if response.status in REJECTED:
-                self._report_rejection("")
-            raise aiohttp.ClientError(f"a proxy answered with HTTP status {response.status}")
+        """Raise an error, as for a lost connection, if something else than a Resonate server answers with an error."""
+        status = response.status
+        if status < HTTPStatus.BAD_REQUEST or parsed(await response.text(errors="replace")).kind:
+            return
+        if status in REJECTED:
+            self._report_rejection("")
+        elif status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
+            self._report(
+                f"is no Resonate server: it answered with HTTP status {status}; correct RESONATE_URL and run again"
+            )
+        raise aiohttp.ClientError(f"a proxy answered with HTTP status {status}")
 
     async def _sleep_or_stop(self, secs: float) -> None:
         self._cause = str(sys.exception())  # the SDK sleeps where it handles what went wrong
@@ -349,6 +352,7 @@ class Requests(HttpConnection):
                     break
                 state = reply.data["task"]["state"] if reply.head.status == HTTPStatus.OK else "unknown"
                 if state == "fulfilled":
+                    self._give_up.pop(task_id, None)
                     break
                 if state == "pending":
                     self._messages.deliver(

@@ -131,6 +131,7 @@ ENDS = {
         "did not answer within 0 s: a proxy answered with HTTP status 503",
     ),
     "another web server": (200, "<html>", "sent an invalid response"),
+    "another path": (404, "", "is no Resonate server: it answered with HTTP status 404; correct RESONATE_URL"),
     "not UTF-8": (200, b"\xff", "sent an invalid response"),
     "a token that the proxy refuses": (401, "<html>", "rejected the token"),
     "a token that the server refuses": (
