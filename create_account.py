@@ -13,7 +13,7 @@ So side effects belong in steps, and a step must recognize what it wrote before 
     uv run create_account.py user-123
 """
 
-if __name__ == "__main__":  # The command line, in operations/create.py. Skip this when reading.
+if __name__ == "__main__":  # Starts operations/create.py, which imports the code below. Skip this.
     try:
         from clients.command import console
     except ModuleNotFoundError as error:
@@ -52,9 +52,9 @@ class Outcome:
         "created",  # this step wrote it now
         "exists_same",  # it exists and is equal: this workflow wrote it earlier
         "exists_diff",  # something else exists in its place
-        "ordering_violated",  # a row that must exist is missing, or there is another account: a store was lost
+        "ordering_violated",  # the row is missing or different, or there is another account: a store was lost or restored
     ]
-    guid: str  # the account's guid. The next step takes it from here, because this is what was saved
+    guid: str  # the guid that the step was given; step 3 takes it from the saved result of step 2
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -69,7 +69,7 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_new_account(ctx.info.parent_id, uuid)  # raises ValueError: invalid, or not the uuid of the promise
+    check_new_account(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or is not the promise's
     return str(tb.id())
 
 
@@ -77,14 +77,14 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: stage the account. Write the row in the System of Reference."""
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    existing_guids = await record.guids_of(uuid)  # of the uuid's accounts: normally none or one
-    rows = await reference.rows_of(uuid, guid)  # with this uuid or this guid
+    existing_guids = await record.guids_of(uuid)  # of all accounts of this uuid: normally none or one
+    rows = await reference.rows_of(uuid, guid)  # all rows that have this uuid or this guid
     if existing_guids and not rows:
         # The row of an account was lost. A new row, with a new guid, would lead to a second account.
         return Outcome("ordering_violated", guid, conflicts.lost_row(reference, existing_guids))
 
     if not rows:
-        # Writes the row and returns []. Or overwrites nothing, and returns the rows that another run wrote just now.
+        # Returns [] if it wrote the row. If another run wrote a row just now, it changes nothing and returns that row.
         rows = await reference.stage(uuid, guid)
         if not rows:
             return Outcome("created", guid)
@@ -100,12 +100,12 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     # Commit only with the row: a store may have been lost or restored since step 2.
     existing_guids = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)
-    not_staged = rows != [(uuid, guid)]
+    row_differs = rows != [(uuid, guid)]
     other_account = any(existing_guid != guid for existing_guid in existing_guids)
-    if not_staged or other_account:
+    if row_differs or other_account:
         return Outcome("ordering_violated", guid, conflicts.not_staged(reference, existing_guids, rows, guid))
 
-    # Creates the account and returns None. Or overwrites nothing, and returns the account that has this guid.
+    # Returns None if it created the account. If an account has this guid, it changes nothing and returns that account.
     existing = await record.create(account_of(uuid, guid))
     if existing is None:
         return Outcome("created", guid)
@@ -152,7 +152,7 @@ def create_account(ctx: Context, uuid: str) -> Any:
 
 
 def register(resonate: Resonate) -> None:
-    """Register all versions of the workflow: docs/operations.md, 'Changing the steps'."""
+    """Register the workflow. If you change the steps, see docs/operations.md, 'Changing the steps'."""
     resonate.register(create_account, name="create_account")
 
 
@@ -164,7 +164,8 @@ async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[t
     server does not answer, the body of the `async with` is cancelled, and `Unavailable` is raised.
     """
     async with open_clients(settings, serve=serve) as clients:
-        # An outage is no failure: the step's promise stays pending. Another error would only repeat, for decades by default.
+        # No retries: any error but an outage would happen again, and by default the SDK retries for decades. During an
+        # outage, the step's promise stays pending.
         resonate = Resonate(**clients.resonate_arguments, retry_policy=Never())
         register(resonate)
         resonate.with_dependency(clients.reference).with_dependency(clients.record)

@@ -1,14 +1,4 @@
-"""Read the settings. They come from environment variables only.
-
-| variable | default | meaning |
-|---|---|---|
-| `TB_ADDRESS` | unset: embedded ledger | TigerBeetle replica addresses: ports or IP:port, separated by commas |
-| `TB_CLUSTER_ID` | `0` | the TigerBeetle cluster's id |
-| `REFERENCE_URL` | unset: SQLite in `DATA_DIR` | a PostgreSQL database, `postgresql://user:password@host:5432/database`, which many hosts can share |
-| `RESONATE_URL` | unset: embedded promises | a Resonate server; `RESONATE_HOST` works too, as in the SDK |
-| `RESONATE_TOKEN` | unset | sent to the Resonate server |
-| `DATA_DIR` | `data/embedded` in the checkout, or `data/cluster-<id>` with a real TigerBeetle | the directory of `accounts.db` and of the embedded files |
-"""
+"""Read the settings, which come from environment variables only: README.md, 'Settings', explains them."""
 
 from __future__ import annotations
 

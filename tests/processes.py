@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,17 +80,26 @@ class Process:
             raise subprocess.TimeoutExpired("the program", timeout)
         return self._process.exitcode
 
-    def communicate(self, lines: bytes = b"", timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, lines: bytes = b"", *, timeout: float) -> tuple[str, str]:
         """Write the lines, wait for the end, and return what the process has written since the last read."""
-        if self.stdin is not None:
-            with contextlib.suppress(BrokenPipeError), self.stdin:  # it may have ended
-                self.stdin.write(lines)
+        writer = threading.Thread(target=self._write, args=(lines,))
+        end = threading.Timer(timeout, self.send_signal, [signal.SIGABRT])
+        writer.start()
+        end.start()
         out = b"" if self.stdout is None or self.stdout.closed else self.stdout.read()
-        self.wait(timeout)
+        self.wait()
+        end.cancel()
+        writer.join()
+        assert self.returncode != -signal.SIGABRT, f"the process did not end within {timeout} s"
         if self.out.exists():
             out = self.out.read_bytes()
         err = self.err.read_bytes() if self.err.exists() else b""
         return out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape")
+
+    def _write(self, lines: bytes) -> None:
+        if self.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), self.stdin:  # the process may have ended
+                self.stdin.write(lines)
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:

@@ -68,7 +68,7 @@ EXPLORED = {
         'panic_if(committed.type == "ordering_violated"', "panic_if(False", {"SQLite lost"}, NO_ACCOUNT,
     ),
     "the row is not read before the commit": (
-        "not_staged = rows != [(uuid, guid)]", "not_staged = False", {"SQLite lost"}, NO_ROW,
+        "row_differs = rows != [(uuid, guid)]", "row_differs = False", {"SQLite lost"}, NO_ROW,
     ),
     "a missing row at the commit is an account": (
         'return Outcome("ordering_violated", guid, conflicts.not_staged', 'return Outcome("exists_same", guid, conflicts.not_staged',

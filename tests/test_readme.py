@@ -70,7 +70,7 @@ def test_the_application_prints_what_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.deep
 def test_the_commands_without_uv_install_the_packages_and_create_an_account(tmp_path: Path) -> None:
-    for file in ("create_account.py", "constraints.txt", "clients", "operations"):
+    for file in ("create_account.py", "requirements.txt", "clients", "operations"):
         (shutil.copytree if (ROOT / file).is_dir() else shutil.copy)(ROOT / file, tmp_path / file)
     python = {"PATH": f"{sys.base_prefix}/bin:{os.environ['PATH']}"}  # not the Python of the tests' environment
     command = ["bash", "-euc", commands_of("venv")]

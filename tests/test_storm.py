@@ -73,7 +73,7 @@ class Storm:
 
     def read(self, process: Process) -> None:
         """Check what an ended backfill has printed."""
-        out, errors = process.communicate()
+        out, errors = process.communicate(timeout=HANG_S)
         assert process.returncode in (0, -signal.SIGKILL), errors
         assert "PANIC" not in errors
         assert "Traceback" not in errors

@@ -136,7 +136,7 @@ def _status(module: str, first: str) -> int:
             return _fail(f"this system has no {error.name}: only Linux and macOS are supported; on Windows use WSL")
         package = PACKAGES.get(str(error.name), error.name)
         return _fail(
-            f"the package {package} is not installed; use `uv run`, or run: pip install --require-hashes -r constraints.txt"
+            f"the package {package} is not installed; use `uv run`, or run: pip install --require-hashes -r requirements.txt"
         )
     except UsageError as error:
         return _fail(str(error), USAGE)
