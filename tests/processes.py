@@ -103,7 +103,8 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended: the fork server has reaped it
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End the process, wait for its end, and close the streams."""

@@ -14,7 +14,7 @@ from clients.settings import VARIABLES
 from .conftest import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_benchmark_measures_all_contenders() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(

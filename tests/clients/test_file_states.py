@@ -45,7 +45,7 @@ def test_link_to_a_missing_file_is_named(embedded_world: EmbeddedWorld, user: st
     assert_unavailable(command(embedded_world, user), f"{path} is a link to a missing file")
 
 
-@pytest.mark.parametrize("limit", [8, 10, 12, 14])
+@pytest.mark.parametrize("limit", [8, 10])
 def test_limit_of_open_files_is_named(embedded_world: EmbeddedWorld, user: str, limit: int) -> None:
     done = subprocess.run(
         ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *COMMAND, user], env=embedded_world.environ(),

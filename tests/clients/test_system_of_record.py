@@ -27,7 +27,12 @@ from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_un
 @pytest.mark.slow
 def test_unavailable_tigerbeetle_is_named(embedded_world: World) -> None:
     address = f"127.0.0.1:{free_port()}"
-    assert_unavailable(command(embedded_world, "u", env={"TB_ADDRESS": address}), "TigerBeetle", address, "start it")
+    assert_unavailable(
+        command(embedded_world, "u", env={"TB_ADDRESS": address, "FIRST_ANSWER": "1"}),
+        "TigerBeetle",
+        address,
+        "start it",
+    )
 
 
 @pytest.mark.parametrize("address", ["localhost:3000", "nonsense", "127.0.0.1:99999", "é"])
