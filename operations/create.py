@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clients.account import promise_id
 from clients.command.console import Halted, print_diagnostic, print_result, run_async
-from clients.promises.cannot_run import CODEC
+from clients.promises.reading import decode
 from clients.promises.results import Claimed, confirmed_guid, read, settled
 from create_account import DEADLINE, connect, create_account
 from operations.batch import complete
@@ -58,7 +58,8 @@ async def adopted_guid(uuid: str, resonate: Resonate, clients: Clients) -> str |
         last = promise
     if last is None or last.state != "resolved":
         return None
-    guid = str(CODEC.decode(last.value)["guid"])
+    value = decode(last.value)
+    guid = str(value.get("guid")) if isinstance(value, dict) else ""
     rows = await clients.reference.rows_of(uuid, guid)
     if await clients.record.guids_of(uuid) != [guid] or rows != [(uuid, guid)]:
         return None
@@ -73,10 +74,10 @@ async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
         promise = await read(resonate, f"{promise_id(uuid)}:{number}")
         if promise is None or promise.state == "pending":
             break
-        result = CODEC.decode(promise.value) if promise.state == "resolved" else promise.state
+        result = decode(promise.value) if promise.state == "resolved" else promise.state
         if isinstance(result, dict):
-            result = ": ".join(filter(None, (result["type"], result["conflict"])))
-        results.append(f"step {number}, {name}: {result}")
+            result = ": ".join(filter(None, (result.get("type"), result.get("conflict"))))
+        results.append(f"step {number}, {name}: {result or 'cannot be read'}")
     return results
 
 

@@ -119,13 +119,14 @@ def served_unresolved(resonate: Resonate) -> Callable[[], AsyncIterator[Promise]
     return search
 
 
+def decode(value: Value) -> Any:
+    """Return the JSON value; None if it cannot be decoded."""
+    with contextlib.suppress(ResonateError, msgspec.MsgspecError):
+        return CODEC.decode(value)
+    return None
+
+
 def _decoded(promise: PromiseRecord) -> Promise:
     """Return the promise. What cannot be decoded is None."""
-
-    def decode(value: Value) -> Any:
-        with contextlib.suppress(ResonateError, msgspec.MsgspecError):
-            return CODEC.decode(value)
-        return None
-
     target, batch = promise.tags.get("resonate:target"), batch_of(promise)
     return Promise(promise.id, promise.state, decode(promise.value), decode(promise.param), target, batch)

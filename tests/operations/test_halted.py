@@ -15,6 +15,7 @@ from create_account import connect
 from operations import halted
 from operations.batch import batch_id, register
 
+from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
 from .commands import SPOILED, Done, assert_adopted, halt, script, spoil
 
@@ -81,6 +82,7 @@ def test_message_about_a_result_that_does_not_decode_claims_nothing_about_the_ac
     spoil(embedded_world, f"{promise_id(user)}:3")
     line = embedded_world.run(user).err.splitlines()[-1]
     assert line.startswith(f"cannot execute promise create-account-{user}: ")
+    assert command(embedded_world, "--steps", user).stderr.count("step 3, commit the account: cannot be read") == 1
     assert "`python -m operations check` says whether the account exists" in line
     assert len(embedded_world.accounts(user)) == 1
 
