@@ -40,13 +40,17 @@ class Proxy:
         self._loop = loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
-        asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", self.port), loop).result()
+        listening = asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        server = asyncio.run_coroutine_threadsafe(listening, loop).result()
         try:
             yield self
         finally:
+            loop.call_soon_threadsafe(server.close)
             self._abort()
-            loop.call_soon_threadsafe(loop.call_later, 0.1, loop.stop)
+            asyncio.run_coroutine_threadsafe(server.wait_closed(), loop).result(HANG_S)
+            loop.call_soon_threadsafe(loop.stop)
             thread.join()
+            loop.close()
 
     def _abort(self) -> None:
         for writer in list(self._open):
