@@ -475,6 +475,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if parameters.get("world") == "postgres" and len(list(item.iter_markers("slow"))) > 1:
             item.add_marker("deep")  # it is slow on SQLite already
+        if isinstance(item, pytest.Function) and "own_postgres" in item.fixturenames:
+            item.add_marker("deep")  # it stops and starts a server
         if item.get_closest_marker("deep"):
             item.add_marker("slow")  # so that `-m "not slow"` leaves it out
 
