@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from clients.account import promise_id
 from clients.command.console import Halted, print_diagnostic, print_result, run_async
+from clients.promises.cannot_run import Unexecutable
 from clients.promises.reading import decode
 from clients.promises.results import Claimed, confirmed_guid, read, settled
 from create_account import DEADLINE, connect, create_account
@@ -85,12 +86,17 @@ async def run(uuid: str, settings: Settings, *, steps: bool) -> str:
     """Create the account and return its guid. `steps`: say on stderr what each step did, and when."""
     async with connect(settings) as (resonate, clients):
         before = await saved_steps(uuid, resonate) if steps else []
+
+        async def print_steps() -> None:
+            for number, step in enumerate(await saved_steps(uuid, resonate) if steps else []):
+                print_diagnostic(f"{step} ({'saved before' if number < len(before) else 'ran now'})")
+
         try:
             guid, _ = await create(uuid, resonate, clients)
-        finally:
-            if steps:
-                for number, step in enumerate(await saved_steps(uuid, resonate)):
-                    print_diagnostic(f"{step} ({'saved before' if number < len(before) else 'ran now'})")
+        except (Halted, Unexecutable):  # after Ctrl-C and after an outage, nothing is asked any more
+            await print_steps()
+            raise
+        await print_steps()
         return guid
 
 

@@ -79,6 +79,26 @@ def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
     assert_resumes(server_world, user, ["3"])
 
 
+@pytest.mark.parametrize(("stop", "status"), [(None, 1), (signal.SIGINT, 130)], ids=["outage", "Ctrl-C"])
+def test_steps_are_not_read_after_the_end_of_a_run(
+    server_world: ServerWorld, user: str, stop: signal.Signals | None, status: int
+) -> None:
+    paused, env = server_world.steps_file.with_name("paused"), {"STEPS_FILE": str(server_world.steps_file)}
+    limits = {"PAUSE": "after write 3", "PATIENCE": SHORT_TIMEOUT_S}
+    process = server_world.process("--steps", "--", user, env=env | limits)
+    try:
+        wait_until(paused.exists)
+        server_world.resonate.kill()
+        server_world.resonate.wait()
+        if stop:
+            process.send_signal(stop)
+        paused.unlink()
+        process.communicate(timeout=HANG_S)
+    finally:
+        process.kill()
+    assert process.returncode == status
+
+
 def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(
     server_world: ServerWorld, user: str
 ) -> None:
