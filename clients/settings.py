@@ -95,9 +95,8 @@ def misspelt(env: Mapping[str, str]) -> list[str]:
     return [
         f"warning: the environment variable {name} has no effect; is it meant to be {ours}?"
         for name in env
-        for ours in get_close_matches(
-            name.upper(), VARIABLES, n=1, cutoff=0.87
-        )  # one edit of a name, or two of a long one
+        # The cutoff allows one edit of a name, or two of a long one.
+        for ours in get_close_matches(name.upper(), VARIABLES, n=1, cutoff=0.87)
         if name not in VARIABLES
     ]
 

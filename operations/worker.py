@@ -13,9 +13,7 @@ If a worker dies, another worker resumes its tasks after their leases expire. Al
 Reference. With SQLite they share DATA_DIR, on one host. With PostgreSQL (REFERENCE_URL) they run on any number of
 hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the
 server is unavailable, also at its start. It says so on stderr, once when the outage begins and once when it ends.
-
-Exit status: 0 SIGTERM and 130 Ctrl-C, after the tasks in progress are released; 1 a setting is invalid, or a store or
-the server refused it; 2 usage. A second signal ends the process at once; its leases expire.
+A second signal ends the process at once; its leases expire.
 """
 
 from __future__ import annotations

@@ -7,13 +7,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import free_port
+from .conftest import free_port, wait_until
 from .postgres import PASSWORD, Postgres
 
 
@@ -38,11 +37,8 @@ def pgbouncer(postgres: Postgres, mode: str, pool_size: int = 2, ignored: str = 
             subprocess.Popen(["pgbouncer", settings], user=user, stdout=output, stderr=output) as process,
         ):
             try:
-                deadline = time.monotonic() + 60
-                while b"process up" not in log.read_bytes():
-                    assert process.poll() is None, log.read_text()
-                    assert time.monotonic() < deadline, "PgBouncer is not ready in time"
-                    time.sleep(0.02)
+                wait_until(lambda: b"process up" in log.read_bytes() or process.poll() is not None)
+                assert process.poll() is None, log.read_text()
                 yield port
             finally:
                 process.kill()

@@ -70,7 +70,7 @@ def test_batch_that_a_second_process_takes_over_keeps_the_invariants() -> None:
 
 
 def test_run_of_a_release_that_cannot_execute_the_batch_changes_nothing() -> None:
-    """It reads that, whoever holds the lease. Before the claim, and after the batch, it creates or finds the account."""
+    """It reads this without a lease. Before the claim, and after the batch, it creates or finds the account."""
     states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH,), older=BATCH[:1]))
     assert states > 1_000
     assert violated == set()

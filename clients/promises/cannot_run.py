@@ -1,7 +1,7 @@
 """A durable promise that this program cannot execute, or not now.
 
 It requests a function, or a version of it, that this program lacks, or it cannot be decoded. Another attempt would
-fail in the same way. `check` reads that from the promise, whoever holds its lease. A recorded result that cannot be
+fail in the same way. `check` reads this from the promise, which needs no lease. A recorded result that cannot be
 decoded is found by the execution.
 
 Workaround: the SDK releases such a task, logs the reason, and waits for the result without a limit. `message` ends the

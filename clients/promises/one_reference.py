@@ -81,7 +81,7 @@ async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
 
 
 async def check_or_record(resonate: Resonate, identity: Identity) -> None:
-    """Raise `Unavailable` if the record differs. Create the first record if there is none, or copy a former one."""
+    """Raise `Unavailable` if the record differs. Without a record, create the first one, or copy the record of a former release."""
     number, last = await recorded(resonate)
     if number == 0:
         number, last = 1, await record(resonate, 1, last or identity)

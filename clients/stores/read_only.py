@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clients.command.console import Unavailable
 from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.sqlite_file import ENDS, Database, check_regular, primary_code, remedy, text_or_bytes
-from clients.stores.system_of_reference import check_sqlite_form
+from clients.stores.system_of_reference import SqliteRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,19 +142,9 @@ class ReadOnlyLedger(EmbeddedLedger):
         self._database = ReadOnly(directory / "ledger.db")
 
 
-class SqliteReader:
-    name = "SQLite"
-
+class SqliteReader(SqliteRows):
     def __init__(self, path: Path) -> None:
-        self._database = ReadOnly(path)
-
-    async def open(self) -> Self:
-        await self._database.open()
-        await self._database.transact(functools.partial(check_sqlite_form, self._database.path), writes=False)
-        return self
-
-    async def close(self) -> None:
-        await self._database.close()
+        super().__init__(ReadOnly(path))
 
     async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]:
         """Return the rows that have this uuid or one of the guids."""

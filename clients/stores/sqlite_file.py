@@ -171,10 +171,6 @@ class Database:
         """Return the rows."""
         return await self.transact(lambda db: db.execute(sql, parameters).fetchall(), writes=False)
 
-    async def write(self, sql: str, *parameters: Any) -> int:
-        """Return the number of rows written, after they are on disk."""
-        return await self.transact(lambda db: db.execute(sql, parameters).rowcount)
-
     async def transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
         """Run `work` in a transaction and return its result after the commit.
 

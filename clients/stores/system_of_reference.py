@@ -145,14 +145,13 @@ def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
     check_form(str(path), "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
 
 
-class SqliteReference:
+class SqliteRows:
+    """The file with the table of rows, opened for writing or for reading only."""
+
     name = "SQLite"
 
-    SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
-
-    def __init__(self, path: Path) -> None:
-        self.store = str(path)
-        self._database = Database(path, self.SCHEMA)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def open(self) -> Self:
         await self._database.open()
@@ -161,6 +160,14 @@ class SqliteReference:
 
     async def close(self) -> None:
         await self._database.close()
+
+
+class SqliteReference(SqliteRows):
+    SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Database(path, self.SCHEMA))
+        self.store = str(path)
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         select = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"

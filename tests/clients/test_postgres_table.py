@@ -67,7 +67,7 @@ def test_more_columns_and_indexes_are_allowed(
 def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(
     postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
 ) -> None:
-    """A rule that was made while the process ran swallows the row. The step would write and read for ever."""
+    """A rule that was made while the process ran swallows the row. The step would write and read without end."""
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     with postgres_world.paused_at(user, "before write 2") as process:
         swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"

@@ -46,7 +46,7 @@ def test_other_unique_index_is_refused_and_other_columns_are_allowed(embedded_wo
 
 
 def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(embedded_world: EmbeddedWorld, user: str) -> None:
-    """The step would write and read for ever."""
+    """The step would write and read without end."""
     embedded_world.run(f"{user}-first")
     embedded_world.sql("CREATE TRIGGER swallow BEFORE INSERT ON accounts BEGIN SELECT RAISE(IGNORE); END")
     assert_gave_up(embedded_world.run(user), "accounts.db", "the table accounts has a trigger", user)
