@@ -3,8 +3,8 @@
 - SQLite is the System of Reference. A row `(uuid, guid)` stages an account. A row alone is not an account.
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 
-Write to TigerBeetle last, so that each account has its row. Ask it first whether an account exists, because a row proves
-nothing.
+Write to TigerBeetle last, so that each account has its row. Ask TigerBeetle first whether an account exists, because a
+row proves nothing.
 
 `create_account` below has three steps, and Resonate saves the result of each. After a crash, the next run is a replay:
 the function starts at its top again, each finished step returns its saved result, and the interrupted step runs again.
@@ -13,11 +13,8 @@ So side effects belong in steps, and a step must recognize what it wrote before 
     uv run create_account.py user-123
 """
 
-if __name__ == "__main__":  # Starts operations/create.py, which imports the code below. Skip this.
-    try:
-        from clients.command import console
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"{error}: start it without -I, -P and PYTHONSAFEPATH, which hide its directory") from None
+if __name__ == "__main__":  # operations/create.py is the command. It imports the code below.
+    from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
 
@@ -30,11 +27,12 @@ from typing import Any, Literal
 
 import tigerbeetle as tb
 from resonate.context import Context
+from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
 from resonate.retry import Never
 
 from clients import conflicts
-from clients.account import account_of, check_new_account, differences
+from clients.account import account_of, check_request, differences, promise_id
 from clients.opening import Clients, open_clients
 from clients.panic import Panic
 from clients.settings import Settings
@@ -69,25 +67,25 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_new_account(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or is not the promise's
+    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or is not the promise's
     return str(tb.id())
 
 
 async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
-    """Step 2: stage the account. Write the row in the System of Reference."""
+    """Step 2: stage the account. Write its row in the System of Reference."""
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    existing_guids = await record.guids_of(uuid)  # of all accounts of this uuid: normally none or one
-    rows = await reference.rows_of(uuid, guid)  # all rows that have this uuid or this guid
-    if existing_guids and not rows:
+    # Read first: the guids of the uuid's accounts, and the rows that have this uuid or this guid.
+    accounts, rows = await record.guids_of(uuid), await reference.rows_of(uuid, guid)
+    if accounts and not rows:
         # The row of an account was lost. A new row, with a new guid, would lead to a second account.
-        return Outcome("ordering_violated", guid, conflicts.lost_row(reference, existing_guids))
+        return Outcome("ordering_violated", guid, conflicts.lost_row(reference, accounts))
+
+    # Write. If another run has just written such a row, this writes nothing and returns that row.
+    rows = rows or await reference.stage(uuid, guid)
 
     if not rows:
-        # Returns [] if it wrote the row. If another run wrote a row just now, it changes nothing and returns that row.
-        rows = await reference.stage(uuid, guid)
-        if not rows:
-            return Outcome("created", guid)
+        return Outcome("created", guid)
     if rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
     return Outcome("exists_diff", guid, await conflicts.other_rows(reference, record, rows))
@@ -97,16 +95,14 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 3: commit the account. Create it in the System of Record."""
     reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
 
-    # Commit only with the row: a store may have been lost or restored since step 2.
-    existing_guids = await record.guids_of(uuid)
-    rows = await reference.rows_of(uuid, guid)
-    row_differs = rows != [(uuid, guid)]
-    other_account = any(existing_guid != guid for existing_guid in existing_guids)
-    if row_differs or other_account:
-        return Outcome("ordering_violated", guid, conflicts.not_staged(reference, existing_guids, rows, guid))
+    # Read first, and commit only what is staged: a store may have been lost or restored since step 2.
+    accounts, rows = await record.guids_of(uuid), await reference.rows_of(uuid, guid)
+    if rows != [(uuid, guid)] or accounts not in ([], [guid]):
+        return Outcome("ordering_violated", guid, conflicts.not_staged(reference, accounts, rows, guid))
 
-    # Returns None if it created the account. If an account has this guid, it changes nothing and returns that account.
+    # Write last. If an account has this guid, this writes nothing and returns that account.
     existing = await record.create(account_of(uuid, guid))
+
     if existing is None:
         return Outcome("created", guid)
     if not differences(existing, uuid):
@@ -148,7 +144,12 @@ def create_account(ctx: Context, uuid: str) -> Any:
     return {"uuid": uuid, "guid": committed.guid}
 
 
-# -- Wiring ----------------------------------------------------------------
+# -- The run ---------------------------------------------------------------
+
+
+def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
+    """Start the workflow for the uuid, or resume it, or get its result: one uuid has one promise id, `create-account-<uuid>`."""
+    return resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)
 
 
 def register(resonate: Resonate) -> None:

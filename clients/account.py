@@ -21,7 +21,12 @@ GUID_DIGITS = 39  # of 2^128 - 1
 
 
 def check_uuid(uuid: str) -> str:
-    """Return `uuid`. Raises ValueError, saying why, if it cannot be part of a durable promise's id."""
+    """Return `uuid`. Raises ValueError, saying why, if it cannot be part of a promise's id, or is probably a mistake.
+
+    Two uuids are the same if their code points are the same; nothing is normalized. So a uuid is rejected if it
+    contains an invisible character, or white space other than U+0020, or if NFC changes it. Letters of different
+    alphabets that look alike are accepted: they are different uuids.
+    """
     if not uuid:
         raise ValueError("the uuid is empty")
     if len(uuid) > UUID_MAX_CHARACTERS:
@@ -29,29 +34,13 @@ def check_uuid(uuid: str) -> str:
     if ":" in uuid:
         raise ValueError("the uuid contains a colon, which separates the parts of a promise's id")
     for character in [] if uuid.isprintable() else uuid:
-        if unicodedata.category(character) in ("Cc", "Cs"):
+        if character != " " and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs"):
             raise ValueError(
-                f"the uuid contains the character {character!a}: a control character or an unpaired surrogate"
+                f"the uuid contains the character {character!a}: a control or invisible character, an unpaired surrogate, "
+                "or white space other than U+0020"
             )
-    return uuid
-
-
-def check_new_uuid(uuid: str) -> str:
-    """Return `uuid`. Raises ValueError, saying why, if a new account's uuid is probably a mistake.
-
-    Two uuids are the same if their code points are the same; nothing is normalized. So a uuid is rejected if it
-    contains an invisible character, or white space other than U+0020, or if NFC changes it. Letters of different
-    alphabets that look alike are accepted: they are different uuids. An account that was created with a rejected
-    uuid before remains reachable.
-    """
-    check_uuid(uuid)
     if uuid != uuid.strip():
         raise ValueError("the uuid begins or ends with white space")
-    for character in [] if uuid.isprintable() else uuid:
-        if unicodedata.category(character) in ("Cf", "Zl", "Zp") or (character != " " and character.isspace()):
-            raise ValueError(
-                f"the uuid contains the character {character!a}, which is invisible, or white space other than U+0020"
-            )
     if not unicodedata.is_normalized("NFC", uuid):
         raise ValueError("the uuid is not in Unicode normalization form NFC")
     return uuid
@@ -73,15 +62,9 @@ def promise_id(uuid: str, attempt: int = 1) -> str:
     return f"{PREFIX}-{uuid}" if attempt == 1 else f"{PREFIX}_attempt-{attempt}-{uuid}"
 
 
-def former_id(id_: str) -> str | None:
-    """Return the id that former releases gave to the promise of a later attempt; None for other ids."""
-    match = re.fullmatch(rf"{PREFIX}_attempt-(\d+)-(.*)", id_, re.DOTALL)
-    return f"attempt-{match[1]}-{PREFIX}-{match[2]}" if match else None
-
-
 def uuid_of(id_: str) -> str | None:
     """Return the uuid that a promise's id belongs to, of a first run or of a later attempt; None for other ids."""
-    match = re.fullmatch(rf"(?:(?:attempt-\d+-)?{PREFIX}-|{PREFIX}_attempt-\d+-)(.*)", id_, re.DOTALL)
+    match = re.fullmatch(rf"{PREFIX}(?:_attempt-\d+)?-(.*)", id_, re.DOTALL)
     return match[1] if match else None
 
 
@@ -98,12 +81,6 @@ def check_request(id_: str, uuid: str) -> None:
         raise ValueError(
             f"promise {id_} belongs to uuid {uuid_of(id_)!r}, but its argument is {uuid!r}; no account was created"
         )
-
-
-def check_new_account(id_: str, uuid: str) -> None:
-    """Raise ValueError, saying why, if the workflow of this promise must not begin to create this uuid's account."""
-    check_request(id_, uuid)
-    check_new_uuid(uuid)
 
 
 # -- The fields ------------------------------------------------------------

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 from resonate.resonate import Resonate
 
 from clients.command.outages import Outages
-from clients.promises.embedded import EmbeddedPromises
+from clients.promises.embedded import EmbeddedPromises, ReadOnlyPromises
 from clients.promises.one_reference import Identity, check_or_record
 from clients.promises.server import GROUP, server
 from clients.stores.embedded_ledger import EmbeddedLedger
-from clients.stores.postgres import PostgresReference
+from clients.stores.postgres import PostgresRows
 from clients.stores.system_of_record import SystemOfRecord, open_client
-from clients.stores.system_of_reference import SqliteReference, SystemOfReference
+from clients.stores.system_of_reference import SqliteRows, SystemOfReference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from clients.settings import Settings
     from clients.stores.system_of_record import Ledger
-    from clients.stores.system_of_reference import Backend
+    from clients.stores.system_of_reference import Rows
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ async def open_clients(settings: Settings, *, serve: bool = False) -> AsyncItera
         yield Clients(reference, record, arguments, outages)
 
 
-def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:
+def open_record(settings: Settings, outages: Outages, *, read_only: bool = False) -> SystemOfRecord:
     """Return the System of Record that the settings name, not yet open."""
     address, cluster = settings.tb_address, settings.tb_cluster_id
     if address is None:
-        return SystemOfRecord(EmbeddedLedger(settings.data_dir).open, "the embedded ledger", outages)
+        ledger = EmbeddedLedger(settings.data_dir, read_only=read_only)
+        return SystemOfRecord(ledger.open, "the embedded ledger", outages)
 
     async def connect() -> Ledger:
         return open_client(address, cluster)
@@ -99,22 +100,24 @@ def open_record(settings: Settings, outages: Outages) -> SystemOfRecord:
     return SystemOfRecord(connect, f"TigerBeetle at {address} (cluster {cluster})", outages)
 
 
-def open_reference(settings: Settings, outages: Outages) -> SystemOfReference:
+def open_reference(settings: Settings, outages: Outages, *, read_only: bool = False) -> SystemOfReference:
     """Return the System of Reference that the settings name, not yet open."""
-    backend: Backend
+    rows: Rows
     if settings.reference_url is None:
-        backend = SqliteReference(settings.data_dir / "accounts.db")
+        rows = SqliteRows(settings.data_dir / "accounts.db", read_only=read_only)
     else:
-        backend = PostgresReference(settings.reference_url)
-    return SystemOfReference(backend, outages)
+        rows = PostgresRows(settings.reference_url, read_only=read_only)
+    return SystemOfReference(rows, outages)
 
 
 @contextlib.asynccontextmanager
 async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
-    """Connect to the Resonate server. No workflow can run here: there is no function and no listener."""
-    assert settings.resonate_url is not None
-    requests = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
-    resonate = Resonate(**requests | {"sources": []})
+    """Connect to the promises, to read them. No workflow can run here: there is no function and no listener."""
+    if settings.resonate_url is None:
+        arguments: dict[str, Any] = {"network": await ReadOnlyPromises(settings.data_dir).open()}
+    else:
+        arguments = server(settings.resonate_url, settings.resonate_token, outages, serve=False)
+    resonate = Resonate(**arguments | {"sources": []})
     try:
         yield resonate
     finally:

@@ -164,7 +164,7 @@ async def run(uuid: str, settings: Settings, *, again: bool) -> int:
 
 
 async def read(uuid: str, settings: Settings) -> AccountState:
-    async with open_readers(settings, refuse=True) as readers, readers.outages.interrupting():
+    async with open_readers(settings, refuse=True) as readers:
         return await read_state(readers, uuid)
 
 

@@ -27,7 +27,7 @@ async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[s
         newest = page[-1].timestamp
         count["accounts"] += len(page)
         guids = [str(account.id) for account in page]
-        staged = await readers.reference.staged_among(guids)
+        staged = {guid for _, guid in await readers.reference.find("", guids)}
         for guid in guids:
             if guid not in staged:
                 yield f"unreferenced: TigerBeetle holds account {guid}, but {readers.reference.name} has no row for it"
@@ -78,5 +78,5 @@ async def report(readers: Readers) -> int:
 
 
 async def run(settings: Settings) -> int:
-    async with open_readers(settings) as readers, readers.outages.interrupting():
+    async with open_readers(settings) as readers:
         return await report(readers)

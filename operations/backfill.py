@@ -25,17 +25,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from clients.account import UUID_MAX_CHARACTERS, check_new_uuid, check_uuid
-from clients.command.console import (
-    HALTED,
-    UNAVAILABLE,
-    USAGE,
-    Halted,
-    Unavailable,
-    UsageError,
-    print_diagnostic,
-    print_result,
-)
+from clients.account import UUID_MAX_CHARACTERS, check_uuid
+from clients.command.console import HALTED, UNAVAILABLE, USAGE, Halted, Unavailable, print_diagnostic, print_result
 from clients.promises.cannot_run import StillLeased, Unexecutable
 from create_account import connect
 from operations.batch import BYTES_MAX, create_batch, size_of
@@ -110,15 +101,6 @@ def parse(line: bytes) -> str:
         raise ValueError(f"the line is not UTF-8: {error.reason}") from error
 
 
-def is_acceptable(uuid: str) -> bool:
-    """Return whether a new account may have this uuid."""
-    try:
-        check_new_uuid(uuid)
-    except ValueError:
-        return False
-    return True
-
-
 # -- Accounts --------------------------------------------------------------
 
 
@@ -129,7 +111,6 @@ class Account:
     existed: bool = False
     halted: str = ""
     pending: str = ""
-    invalid: str = ""
 
 
 class Backfill:
@@ -169,8 +150,7 @@ class Backfill:
                 try:
                     uuid = parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
                 except ValueError as error:
-                    self._skip(f"line {number}", error)
-                    self._bar.update()
+                    self._skip(number, error)
                     continue
                 uuids.append(uuid)
                 size += size_of(uuid)
@@ -182,19 +162,16 @@ class Backfill:
 
     async def _batch(self, uuids: list[str]) -> dict[str, Account]:
         """Create the accounts as a batch, if there are several. Those that are left out need a single run."""
-        new = [uuid for uuid in uuids if is_acceptable(uuid)]
-        if len(new) <= 1:
+        if len(uuids) <= 1:
             return {}
-        ended, guids = await create_batch(new, self._resonate, self._clients)
-        return {uuid: Account(uuid, guid, ended) for uuid, guid in zip(new, guids, strict=True) if guid is not None}
+        ended, guids = await create_batch(uuids, self._resonate, self._clients)
+        return {uuid: Account(uuid, guid, ended) for uuid, guid in zip(uuids, guids, strict=True) if guid is not None}
 
     async def _single(self, uuid: str, in_flight: asyncio.Semaphore) -> Account:
         """Create one account, or say what became of it, as `create_account.py` does."""
         async with in_flight:
             try:
                 return Account(uuid, *await create(uuid, self._resonate, self._clients))
-            except UsageError as error:
-                return Account(uuid, invalid=str(error))
             except (Halted, Unexecutable) as halted:
                 return Account(uuid, halted=str(halted))
             except StillLeased as pending:
@@ -212,9 +189,7 @@ class Backfill:
                     block = ""
                 accounts[uuid] = await singles[uuid]
             account = accounts[uuid]
-            if account.invalid:
-                self._skip(f"uuid {account.uuid!r}", account.invalid)
-            elif account.halted or account.pending:
+            if account.halted or account.pending:
                 self.counts["halted" if account.halted else "pending"] += 1
                 print(account.halted or account.pending, file=self._unfinished)
             else:
@@ -235,10 +210,11 @@ class Backfill:
         with tqdm.external_write_mode() if sys.stdout.isatty() else contextlib.nullcontext():
             print_result(block.removesuffix("\n"))
 
-    def _skip(self, what: str, problem: object) -> None:
+    def _skip(self, number: int, problem: ValueError) -> None:
         self.counts["invalid"] += 1
         with tqdm.external_write_mode(sys.stderr):
-            print_diagnostic(f"{what} is skipped: {problem}")
+            print_diagnostic(f"line {number} is skipped: {problem}")
+        self._bar.update()
 
 
 # -- Command line ----------------------------------------------------------

@@ -29,7 +29,7 @@ import msgspec
 import tigerbeetle as tb
 from resonate.error import AlreadyRegisteredError, ApplicationError, ServerError
 
-from clients.account import account_of, check_new_uuid, check_request, promise_id
+from clients.account import account_of, check_request, promise_id
 from clients.command.console import Unavailable
 from clients.panic import Panic
 from clients.promises import cannot_run
@@ -91,8 +91,6 @@ class Written:
 
 async def claim(ctx: Context, batch: str, uuids: list[str], timeout_at: int) -> list[str]:
     """Create the uuids' promises. Returns the uuids that are left out: their promises existed before."""
-    for uuid in uuids:
-        check_new_uuid(uuid)
     return await ctx.get_dependency(Claims).create(batch, uuids, timeout_at)
 
 

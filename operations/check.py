@@ -19,7 +19,7 @@ STATUS = {"exists": 0, "staged": 3, "unreferenced": 4, "absent": 5, "conflict": 
 
 
 async def run(uuid: str, settings: Settings) -> int:
-    async with open_readers(settings) as readers, readers.outages.interrupting():
+    async with open_readers(settings) as readers:
         state = await read_state(readers, uuid)
     report(state)
     return STATUS[state.verdict]

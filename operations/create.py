@@ -10,7 +10,7 @@ from clients.command.console import Halted, print_diagnostic, print_result, run_
 from clients.promises.cannot_run import Unexecutable
 from clients.promises.reading import decode
 from clients.promises.results import Claimed, confirmed_guid, read, settled
-from create_account import DEADLINE, connect, create_account
+from create_account import connect, start
 from operations.batch import complete
 from operations.command_line import EXIT_STATUSES, Parser, add_uuid, add_verbose, parse, print_embedded_notice
 
@@ -36,11 +36,10 @@ async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, 
 
     Raises `Halted` if an operator must decide.
     """
-    start = resonate.options(timeout=DEADLINE).run
     while True:
         try:
             finished = await settled(resonate, uuid)
-            promise = finished or start(promise_id(uuid), create_account, uuid)
+            promise = finished or start(resonate, uuid)
             stores = clients.reference, clients.record
             return await confirmed_guid(promise, uuid, resonate, *stores), finished is not None
         except Claimed as claimed:  # by a backfill: finish its batch, and look again

@@ -32,7 +32,7 @@ class Functions(set[tuple[str, int]]):
 
 async def run(settings: Settings) -> int:
     count: Counter[str] = Counter()
-    async with open_readers(settings) as readers, readers.outages.interrupting():
+    async with open_readers(settings) as readers:
         async for promise in readers.unresolved():
             uuid, reason = uuid_of(promise.id), await reason_of(promise, readers)
             if uuid is None or reason is None:

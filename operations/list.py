@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 async def run(settings: Settings) -> int:
-    async with open_readers(settings) as readers, readers.outages.interrupting():
+    async with open_readers(settings) as readers:
         lines = [("uuid", "guid", "row", "account", "promise"), *await table(readers)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -32,14 +32,14 @@ async def table(readers: Readers) -> list[tuple[str, ...]]:
     for _, uuid, guid in rows:
         held = guid in accounts or bool(await readers.record.lookup(guid))
         lines.append((uuid, guid, "row", "account" if held else "no account"))
-    staged = {guid for _, _, guid in rows} | await readers.reference.staged_among(accounts)
+    staged = {guid for _, guid in await readers.reference.find("", accounts)}
     lines += [("?", guid, "no row", "account") for guid in accounts if guid not in staged]
     known = {uuid for uuid, *_ in lines}
     async for promise in readers.unresolved():
-        uuid = uuid_of(promise.id)
-        if uuid is not None and uuid not in known and len(lines) < PAGE:
-            known.add(uuid)
-            lines.append((uuid, "", "no row", ""))
+        requested = uuid_of(promise.id)
+        if requested is not None and requested not in known and len(lines) < PAGE:
+            known.add(requested)
+            lines.append((requested, "", "no row", ""))
     return [(*map(str, line), await state_of(line[0], readers)) for line in lines]
 
 

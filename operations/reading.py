@@ -4,93 +4,66 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING
 
 from clients.account import accounts_of, check_uuid, id_of, promise_id
 from clients.command.console import Unavailable, print_diagnostic
 from clients.command.outages import Outages
-from clients.opening import open_promises, open_record
+from clients.opening import open_promises, open_record, open_reference
+from clients.promises import reading
 from clients.promises.one_reference import Identity, mismatch
-from clients.promises.reading import embedded, embedded_unresolved, served, served_unresolved
-from clients.stores.postgres import PostgresReference
-from clients.stores.read_only import ReadOnly, ReadOnlyLedger, SqliteReader
-from clients.stores.system_of_record import SystemOfRecord
 from operations.verdict import AccountState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from resonate.resonate import Resonate
 
     from clients.promises.reading import Promise
     from clients.settings import Settings
+    from clients.stores.system_of_record import SystemOfRecord
+    from clients.stores.system_of_reference import SystemOfReference
 
 #: Rows and accounts per page. A TigerBeetle request and an SQL statement can answer this many.
 PAGE = 500
 
 
-class ReferenceReader(Protocol):
-    """Reads the rows of the System of Reference, as `SqliteReader` and `PostgresReference` do."""
-
-    @property
-    def name(self) -> str: ...
-    async def open(self) -> Self: ...
-    async def close(self) -> None: ...
-    async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]: ...
-    async def staged_among(self, guids: list[str]) -> set[str]: ...
-    async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]: ...
-    async def identity(self) -> str | None: ...
-
-
 @dataclass(frozen=True)
 class Readers:
-    reference: ReferenceReader
+    reference: SystemOfReference
     record: SystemOfRecord
-    promise: Callable[[str], Awaitable[Promise | None]]
-    unresolved: Callable[[], AsyncIterator[Promise]]  # all top-level promises that are not resolved
-    outages: Outages
+    resonate: Resonate
+
+    async def promise(self, id_: str) -> Promise | None:
+        return await reading.get(self.resonate, id_)
+
+    def unresolved(self) -> AsyncIterator[Promise]:
+        return reading.unresolved(self.resonate)
 
 
 @contextlib.asynccontextmanager
 async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIterator[Readers]:
-    """Open both stores and the promises for reading only. Raises `Unavailable`.
+    """Open both stores and the promises for reading only. Raises `Unavailable`, also in the block.
 
     If this is not the recorded System of Reference, print so, or with `refuse` raise it.
     """
     outages = Outages()
-    resonate: Resonate | None = None
     async with contextlib.AsyncExitStack() as stack:
-        if settings.resonate_url is None:
-            database = ReadOnly(settings.data_dir / "promises.db")
-            stack.push_async_callback(database.close)
-            await database.open()
-            promise, unresolved = embedded(database), embedded_unresolved(database)
-        else:
-            resonate = await stack.enter_async_context(open_promises(settings, outages))
-            promise, unresolved = served(resonate), served_unresolved(resonate)
-        reference: ReferenceReader
-        if settings.reference_url is None:
-            reference = SqliteReader(settings.data_dir / "accounts.db")
-        else:
-            reference = PostgresReference(settings.reference_url, create=False)
+        resonate = await stack.enter_async_context(open_promises(settings, outages))
+        reference = open_reference(settings, outages, read_only=True)
         stack.push_async_callback(reference.close)
         await reference.open()
-        if resonate is not None:
-            identity = Identity(await reference.identity(), str(settings.tb_cluster_id))
-            async with outages.interrupting():
-                line = await mismatch(resonate, identity)
+        await stack.enter_async_context(outages.interrupting())
+        if settings.resonate_url is not None:
+            line = await mismatch(resonate, Identity(await reference.identity(), str(settings.tb_cluster_id)))
             if line and refuse:
                 raise Unavailable(line)
             if line:
                 print_diagnostic(line)
-        if settings.tb_address is None:
-            ledger = ReadOnlyLedger(settings.data_dir)
-            record = SystemOfRecord(ledger.open, "the embedded ledger", outages)
-        else:
-            record = open_record(settings, outages)
+        record = open_record(settings, outages, read_only=True)
         stack.push_async_callback(record.close)
         await record.open()
-        yield Readers(reference, record, promise, unresolved, outages)
+        yield Readers(reference, record, resonate)
 
 
 async def read_state(readers: Readers, uuid: str) -> AccountState:

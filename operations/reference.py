@@ -27,7 +27,6 @@ async def run(settings: Settings, *, accept: bool) -> int:
                 number, last = number + 1, await record(resonate, number + 1, present)
     finally:
         await reference.close()
-    name = record_id(number) if number else "record of a former release"
-    print_result(f"{name}: {last or 'no store'}" if number or last else "no record")
+    print_result(f"{record_id(number)}: {last or 'no store'}" if number else "no record")
     print_result(f"present: {present}, {reference.store}")
-    return 0 if (number == 0 and last is None) or last == present else HALTED
+    return 0 if number == 0 or last == present else HALTED

@@ -48,7 +48,6 @@ async def run(settings: Settings, health_file: Path | None = None) -> int:
         async with connect(settings, serve=True) as (resonate, clients):
             register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
             identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
-            await check_or_record(resonate, identity)
             print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:
                 await asyncio.gather(watch_record(resonate, identity), watch_stores(clients, health_file))

@@ -47,8 +47,8 @@ import tigerbeetle as tb
 from clients.account import account_of
 from clients.settings import Settings
 from clients.stores.embedded_ledger import EmbeddedLedger
-from clients.stores.system_of_reference import SqliteReference
-from create_account import DEADLINE, connect, create_account
+from clients.stores.system_of_reference import SqliteRows
+from create_account import connect, start
 from operations.backfill import SINGLE_RUNS_MAX as IN_FLIGHT_MAX
 from operations.batch import create_batch
 from operations.commands import CHUNK
@@ -72,7 +72,7 @@ async def raw(count: int, in_flight: int) -> list[float]:
     with contextlib.closing(sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        db.execute(SqliteReference.SCHEMA)
+        db.execute(SqliteRows.SCHEMA)
 
         async def create(uuid: str) -> None:
             guid = tb.id()
@@ -89,8 +89,7 @@ async def durable(count: int, in_flight: int) -> list[float]:
     async with connect(Settings.read(os.environ)) as (resonate, _):
 
         async def create(uuid: str) -> None:
-            promise = resonate.options(timeout=DEADLINE).run(f"create-account-{uuid}", create_account, uuid)
-            await promise.result()
+            await start(resonate, uuid).result()
 
         return await timed(create, count, in_flight)
 

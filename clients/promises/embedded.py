@@ -32,6 +32,7 @@ from resonate_base import ORIGIN_HEADER
 from clients.command import limits
 from clients.command.console import Unavailable
 from clients.promises import cannot_run
+from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database, check_identity, identity, open_private
 
 if TYPE_CHECKING:
@@ -246,6 +247,41 @@ class EmbeddedPromises(LocalConnection):
             for name, snapshot in changed.items():
                 origins[name].saved = snapshot
         self._dispatch_messages(outgoing)
+
+
+class ReadOnlyPromises:
+    """Answers `promise.get` and `promise.search` from the file, without its lock, and changes nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._database = ReadOnly(directory / "promises.db")
+
+    async def open(self) -> Self:
+        await self._database.open()
+        return self
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        await self._database.close()
+
+    async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
+        request = unwrap_request_envelope(msgspec.json.decode(req))
+        if request["kind"] == "promise.search":
+            response = {"kind": request["kind"], "corrId": request["corrId"], **await self._search(request)}
+        else:
+            rows = await self._database.read(
+                "SELECT state FROM origins WHERE origin = ?", (headers or {})[ORIGIN_HEADER]
+            )
+            response = _Origin(rows[0][0].encode() if rows else None, now_ms()).state.apply(now_ms(), request)
+        return msgspec.json.encode(wrap_response_envelope(response)).decode()
+
+    async def _search(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the next workflows' promises that have this state."""
+        select = "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
+        page = await self._database.read(select, request.get("cursor", ""), request["limit"])
+        states = {origin: msgspec.json.decode(state, type=_Snapshot).promises.get(origin) for origin, state in page}
+        found = [promise.to_record() for promise in states.values() if promise and promise.state == request["state"]]
+        return {"promises": found, "cursor": page[-1][0] if page else None}
 
 
 def _refusal(state: ServerState, request: dict[str, Any]) -> dict[str, Any] | None:

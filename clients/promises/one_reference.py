@@ -5,9 +5,6 @@ store has a random id. The durable promise `create-account_reference-1` records 
 process creates the promise. A later process whose store or cluster differs refuses to work.
 
 After a move or a restore, an operator accepts the present store: `create-account_reference-2` records it, and so on.
-
-Former releases recorded it in `reference-1` and so on. Such a promise can also belong to another application. So it
-counts only if its value has our form, and nothing is written under these ids.
 """
 
 from __future__ import annotations
@@ -52,14 +49,10 @@ async def recorded(resonate: Resonate) -> tuple[int, Identity | None]:
     """Return the number of the last record, and the record. (0, None) if there is none.
 
     (number, None): that promise is settled and records no store, because an operator canceled it, for example.
-    (0, record): only a former release has recorded it.
     """
     number, last = 0, None
     while (promise := await _settled(resonate, record_id(number + 1))) is not None:
         number, last = number + 1, _identity(promise)
-    former = 1
-    while number == 0 and (promise := await _settled(resonate, f"reference-{former}")) is not None:
-        former, last = former + 1, _identity(promise) or last
     return number, last
 
 
@@ -77,14 +70,14 @@ async def record(resonate: Resonate, number: int, identity: Identity) -> Identit
 async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
     """Return one line if the record differs from this process's store or cluster; None if there is no record."""
     number, last = await recorded(resonate)
-    return _differs(number, last, identity) if number or last else None
+    return _differs(number, last, identity) if number else None
 
 
 async def check_or_record(resonate: Resonate, identity: Identity) -> None:
-    """Raise `Unavailable` if the record differs. Without a record, create the first one, or copy the record of a former release."""
+    """Raise `Unavailable` if the record differs. Without a record, create the first one."""
     number, last = await recorded(resonate)
     if number == 0:
-        number, last = 1, await record(resonate, 1, last or identity)
+        number, last = 1, await record(resonate, 1, identity)
     if line := _differs(number, last, identity):
         raise Unavailable(line)
 
@@ -93,7 +86,7 @@ def _differs(number: int, last: Identity | None, identity: Identity) -> str | No
     if last == identity:
         return None
     return (
-        f"promise {record_id(number or 1)} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
+        f"promise {record_id(number)} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
         "or TB_CLUSTER_ID; only after a move or a restore run `python -m operations reference --accept`"
     )
 

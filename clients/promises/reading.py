@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from resonate.error import ResonateError
-from resonate.types import PromiseRecord, Value
 
-from clients.account import former_id
 from clients.promises.cannot_run import CODEC
 from clients.promises.claims import batch_of
 from clients.promises.results import read
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from resonate.resonate import Resonate
-
-    from clients.stores.read_only import ReadOnly
+    from resonate.types import PromiseRecord, Value
 
 #: Promises per page. A Resonate server can answer this many.
 PAGE = 500
@@ -59,64 +56,21 @@ class Promise:
         return str(self.value.get(name))
 
 
-def embedded(promises: ReadOnly) -> Callable[[str], Awaitable[Promise | None]]:
-    async def get(id_: str) -> Promise | None:
-        for either in filter(None, (id_, former_id(id_))):
-            for (state,) in await promises.read("SELECT state FROM origins WHERE origin = ?", either):
-                return _decoded(_record(msgspec.json.decode(state)["promises"][either]))
-        return None
-
-    return get
+async def get(resonate: Resonate, id_: str) -> Promise | None:
+    promise = await read(resonate, id_)
+    return None if promise is None else _decoded(promise)
 
 
-def embedded_unresolved(promises: ReadOnly) -> Callable[[], AsyncIterator[Promise]]:
-    async def search() -> AsyncIterator[Promise]:
-        last, select = "", "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
-        while page := await promises.read(select, last, PAGE):
-            for origin, state in page:
-                promise = msgspec.json.decode(state)["promises"].get(origin)
-                if promise is not None and promise["state"] != "resolved":
-                    yield _decoded(_record(promise))
-            last = page[-1][0]
-
-    return search
-
-
-def _record(promise: dict[str, Any]) -> PromiseRecord:
-    """Return a promise of the embedded engine as a server would."""
-    return msgspec.convert(
-        {
-            "id": promise["id"],
-            "state": promise["state"],
-            "param": promise["param"] or {},
-            "value": promise["value"] or {},
-            "tags": promise["tags"],
-            "timeoutAt": promise["timeout_at"],
-        },
-        PromiseRecord,
-    )
-
-
-def served(resonate: Resonate) -> Callable[[str], Awaitable[Promise | None]]:
-    async def get(id_: str) -> Promise | None:
-        promise = await read(resonate, id_)
-        return None if promise is None else _decoded(promise)
-
-    return get
-
-
-def served_unresolved(resonate: Resonate) -> Callable[[], AsyncIterator[Promise]]:
-    async def search() -> AsyncIterator[Promise]:
-        for state in ("rejected", "rejected_canceled", "rejected_timedout", "pending"):
-            cursor, more = None, True
-            while more:
-                page = await resonate.promises.sender.promise_search(state, None, PAGE, cursor)
-                for promise in page.promises:
-                    if ":" not in promise.id:  # else it is a step
-                        yield _decoded(promise)
-                cursor, more = page.cursor, page.cursor is not None
-
-    return search
+async def unresolved(resonate: Resonate) -> AsyncIterator[Promise]:
+    """Yield all top-level promises that are not resolved."""
+    for state in ("rejected", "rejected_canceled", "rejected_timedout", "pending"):
+        cursor, more = None, True
+        while more:
+            page = await resonate.promises.sender.promise_search(state, None, PAGE, cursor)
+            for promise in page.promises:
+                if ":" not in promise.id:  # else it is a step
+                    yield _decoded(promise)
+            cursor, more = page.cursor, page.cursor is not None
 
 
 def decode(value: Value) -> Any:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from resonate.error import ServerError
 from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
-from clients.account import check_new_uuid, former_id, promise_id
-from clients.command.console import Halted, Unavailable, UsageError, print_diagnostic
+from clients.account import promise_id
+from clients.command.console import Halted, Unavailable, print_diagnostic
 from clients.panic import Panic, check_command
 from clients.promises import cannot_run
 from clients.promises.cannot_run import CODEC, StillLeased, Unexecutable
@@ -33,25 +33,22 @@ class Claimed(Exception):
 
 
 async def read(resonate: Resonate, id_: str) -> PromiseRecord | None:
-    """Return the promise, also under its former id; None if it is not found. Its value is not decoded."""
-    for either in filter(None, (id_, former_id(id_))):
-        try:
-            return await resonate.promises.sender.promise_get(either)
-        except ServerError as error:
-            if error.code != HTTPStatus.NOT_FOUND:
-                raise
+    """Return the promise; None if it is not found. Its value is not decoded."""
+    try:
+        return await resonate.promises.sender.promise_get(id_)
+    except ServerError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
     return None
 
 
 async def settled(resonate: Resonate, uuid: str) -> ResonateHandle[Any] | None:
     """Return the account's promise if it is settled; None if it must be run.
 
-    Raises `Claimed` if a batch settles it, `Unexecutable` if this program cannot run it, and UsageError if the uuid is probably a
-    mistake and no account was requested with it before.
+    Raises `Claimed` if a batch settles it, and `Unexecutable` if this program cannot run it.
     """
     promise = await read(resonate, promise_id(uuid))
     if promise is None:
-        check_if_acceptable(uuid)
         return None
     if promise.state != "pending":
         return handle_of(promise)
@@ -67,14 +64,6 @@ def handle_of(promise: PromiseRecord) -> ResonateHandle[Any]:
     result.settle(PromiseResult(state=promise.state, value=promise.value))
     created.set_result(None)
     return ResonateHandle(promise.id, result, CODEC, Any, created)
-
-
-def check_if_acceptable(uuid: str) -> None:
-    """Raise UsageError if a new account's uuid is probably a mistake."""
-    try:
-        check_new_uuid(uuid)
-    except ValueError as error:
-        raise UsageError(f"{error}: correct it and run again") from error
 
 
 async def confirmed_guid(

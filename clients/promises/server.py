@@ -101,16 +101,6 @@ def parsed(response: str) -> Response:
         return Response(head=ResponseHead(status=HTTPStatus.BAD_GATEWAY))
 
 
-def missing_if_former(request: Request, response: str) -> str:
-    """Return a 404 if the token's prefix forbids to read an id of a former release. No other request needs such an id."""
-    if request.kind == "promise.get" and not request.data["id"].startswith(PREFIX):
-        reply = parsed(response)
-        if reply.head.status == HTTPStatus.FORBIDDEN:
-            head = ResponseHead(corr_id=reply.head.corr_id, status=HTTPStatus.NOT_FOUND)
-            return msgspec.json.encode(Response(kind=reply.kind, head=head, data="not found")).decode()
-    return response
-
-
 class Requests(HttpConnection):
     """The SDK's requests, with workarounds. The test in tests/test_canaries.py fails when the SDK needs one no more.
 
@@ -207,7 +197,7 @@ class Requests(HttpConnection):
         give_up = now() + limits.ANSWER_TIMEOUT_S
         try:
             while not (self._stopping and request.kind == "task.acquire"):
-                response = missing_if_former(request, await self._answer(req, headers))
+                response = await self._answer(req, headers)
                 self._failing.discard(request)
                 reply = self._reply(request, response)
                 if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:

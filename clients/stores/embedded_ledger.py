@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tigerbeetle as tb
 
+from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class EmbeddedLedger:
         CREATE INDEX IF NOT EXISTS accounts_user_data_128 ON accounts (user_data_128);
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._database = Database(directory / "ledger.db", self.SCHEMA)
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        path = directory / "ledger.db"
+        self._database = ReadOnly(path) if read_only else Database(path, self.SCHEMA)
 
     async def open(self) -> Self:
         await self._database.open()

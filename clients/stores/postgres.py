@@ -188,17 +188,17 @@ class ReadOnly(ConnectionError):
     sqlstate = "25006"
 
 
-class PostgresReference:
+class PostgresRows:
     """The rows, requested in batches: requests that arrive while a batch is in flight form the next batch."""
 
     name = "PostgreSQL"
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
-        """`create`: make missing tables. Without it, the class only reads."""
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
+        """`read_only`: do not make missing tables."""
         self.store = f"PostgreSQL at {place_of(url)}"
         self._url = url
         self._urls = hosts_of(url)
-        self._create = create
+        self._read_only = read_only
         self._reads = Batcher(self._read_batch)
         self._writes = Batcher(self._write_batch)
         self._idle: list[asyncpg.Connection] = []
@@ -269,19 +269,12 @@ class PostgresReference:
 
     # -- Requests of the operators -----------------------------------------
 
-    async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]:
-        """Return the rows that have this uuid or one of the guids."""
+    async def find(self, uuid: str, guids: list[str]) -> list[Row]:
         return await self._fetch(
             "SELECT uuid, guid FROM accounts WHERE uuid = $1 OR guid = ANY($2::text[])", uuid, guids
         )
 
-    async def staged_among(self, guids: list[str]) -> set[str]:
-        """Return those of the guids that have a row."""
-        rows = await self._fetch("SELECT guid FROM accounts WHERE guid = ANY($1::text[])", guids)
-        return {guid for (guid,) in rows}
-
-    async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]:
-        """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
         select = (
             "SELECT uuid AS key, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
         )
@@ -299,13 +292,13 @@ class PostgresReference:
         )
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:
-        if self._create:
+        if not self._read_only:
             await connection.execute(TABLES)
         for table, form in FORMS.items():
             found = await self._run(connection, FORM, table, ["uuid", "guid", "one", "id"])
             check_form(self.store, table, {text for (text,) in found}, form, "correct REFERENCE_URL or the table")
         ids = await self._run(connection, "SELECT id FROM reference")
-        if self._create and not ids:
+        if not self._read_only and not ids:
             insert = "INSERT INTO reference VALUES (true, replace(gen_random_uuid()::text, '-', '')) RETURNING id"
             ids = await self._run(connection, insert)
         [(self._id,)] = ids or [(None,)]

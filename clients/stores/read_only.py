@@ -10,13 +10,11 @@ import sqlite3
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from clients.command.console import Unavailable
-from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.sqlite_file import ENDS, Database, check_regular, primary_code, remedy, text_or_bytes
-from clients.stores.system_of_reference import SqliteRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,39 +133,3 @@ def work_on[T](main: Path, mode: str, work: Callable[[sqlite3.Connection], T]) -
         db.text_factory = text_or_bytes
         db.execute("BEGIN")
         return work(db)
-
-
-class ReadOnlyLedger(EmbeddedLedger):
-    def __init__(self, directory: Path) -> None:
-        self._database = ReadOnly(directory / "ledger.db")
-
-
-class SqliteReader(SqliteRows):
-    def __init__(self, path: Path) -> None:
-        super().__init__(ReadOnly(path))
-
-    async def find(self, uuid: str, guids: list[str]) -> list[tuple[Any, Any]]:
-        """Return the rows that have this uuid or one of the guids."""
-        select = f"SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid IN ({sql_placeholders(guids)})"  # noqa: S608
-        return await self._database.read(select, uuid, *guids)
-
-    async def staged_among(self, guids: list[str]) -> set[str]:
-        """Return those of the guids that have a row."""
-        select = f"SELECT guid FROM accounts WHERE guid IN ({sql_placeholders(guids)})"  # noqa: S608
-        return {guid for (guid,) in await self._database.read(select, *guids)}
-
-    async def page(self, after: Any, limit: int) -> list[tuple[Any, Any, Any]]:
-        """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
-        select = "SELECT rowid, uuid, guid FROM accounts WHERE rowid > ? ORDER BY rowid LIMIT ?"
-        return await self._database.read(select, -(2**63) if after is None else after, limit)
-
-    async def identity(self) -> str | None:
-        """Return the random id of this file; None if it has none yet."""
-        if not await self._database.read("SELECT 1 FROM sqlite_master WHERE name = 'reference'"):
-            return None
-        [(id_,)] = await self._database.read("SELECT id FROM reference")
-        return str(id_)
-
-
-def sql_placeholders(values: list[str]) -> str:
-    return ", ".join("?" * len(values))

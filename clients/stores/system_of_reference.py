@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import uuid as uuids
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from clients.command import limits
 from clients.command.console import NoAnswer, Unavailable
 from clients.stores.form import EXISTS, check_form
+from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STAGE_MAX = 3
 
 
-class Backend(Protocol):
+class Rows(Protocol):
     """A store of rows. Requests that are in flight at the same time share a transaction."""
 
     @property
@@ -43,14 +43,16 @@ class Backend(Protocol):
     async def close(self) -> None: ...
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]: ...
     async def stage_many(self, pairs: list[Row]) -> list[bool]: ...
+    async def find(self, uuid: str, guids: list[str]) -> list[Row]: ...
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]: ...
     async def identity(self) -> str | None: ...
 
 
 class SystemOfReference:
-    def __init__(self, backend: Backend, outages: Outages) -> None:
-        self.name = backend.name
-        self.store = backend.store
-        self._backend = backend
+    def __init__(self, rows: Rows, outages: Outages) -> None:
+        self.name = rows.name
+        self.store = rows.store
+        self._rows = rows
         self._outages = outages
         self._failing_writes = False
 
@@ -58,7 +60,7 @@ class SystemOfReference:
         """Open the store. A worker waits for its first answer. Raises `Unavailable`."""
         while True:
             try:
-                await self._backend.open()
+                await self._rows.open()
             except NoAnswer as outage:
                 if not self._outages.wait_forever:
                     raise
@@ -69,7 +71,7 @@ class SystemOfReference:
                 return self
 
     async def close(self) -> None:
-        await self._backend.close()
+        await self._rows.close()
 
     async def rows_of(self, uuid: str, guid: str) -> list[Row]:
         """Return the rows that have this uuid, this guid, or both."""
@@ -96,7 +98,7 @@ class SystemOfReference:
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         """Return for each pair the rows that `rows_of` returns."""
-        rows = await self._keep_pending(lambda: self._backend.rows_of_many(pairs))
+        rows = await self._keep_pending(lambda: self._rows.rows_of_many(pairs))
         if not self._failing_writes:  # a read also works on a full disk, so only a write proves that the outage is over
             self._outages.over(self.store)
         return rows
@@ -106,7 +108,7 @@ class SystemOfReference:
 
         async def write() -> list[bool]:
             try:
-                return await self._backend.stage_many(pairs)
+                return await self._rows.stage_many(pairs)
             except Unavailable:
                 self._failing_writes = True
                 raise
@@ -116,11 +118,17 @@ class SystemOfReference:
         self._outages.over(self.store)
         return written
 
-    async def identity(self) -> str:
-        """Return the random id of this store."""
-        id_ = await self._backend.identity()
-        assert id_ is not None  # a store that is open for writing has one
-        return id_
+    async def find(self, uuid: str, guids: list[str]) -> list[Row]:
+        """Return the rows that have this uuid or one of the guids. Another program's row can hold any value."""
+        return await self._keep_pending(lambda: self._rows.find(uuid, guids))
+
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
+        """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
+        return await self._keep_pending(lambda: self._rows.page(after, limit))
+
+    async def identity(self) -> str | None:
+        """Return the random id of this store. A store that is open for reading only may have none yet."""
+        return await self._rows.identity()
 
     async def _keep_pending[T](self, request: Callable[[], Awaitable[T]]) -> T:
         return await self._outages.keep_pending(self.store, request)
@@ -146,12 +154,15 @@ def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
 
 
 class SqliteRows:
-    """The file with the table of rows, opened for writing or for reading only."""
+    """The rows in an SQLite file."""
 
     name = "SQLite"
+    SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.store = str(path)
+        self._read_only = read_only
+        self._database = ReadOnly(path) if read_only else Database(path, self.SCHEMA)
 
     async def open(self) -> Self:
         await self._database.open()
@@ -160,14 +171,6 @@ class SqliteRows:
 
     async def close(self) -> None:
         await self._database.close()
-
-
-class SqliteReference(SqliteRows):
-    SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (uuid TEXT PRIMARY KEY, guid TEXT NOT NULL UNIQUE)"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(Database(path, self.SCHEMA))
-        self.store = str(path)
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         select = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
@@ -185,10 +188,23 @@ class SqliteReference(SqliteRows):
 
         return await self._database.transact(write)
 
-    async def identity(self) -> str:
-        def read(db: sqlite3.Connection) -> Any:
-            db.execute("CREATE TABLE IF NOT EXISTS reference (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT)")
-            db.execute("INSERT INTO reference VALUES (1, ?) ON CONFLICT DO NOTHING", (uuids.uuid4().hex,))
-            return db.execute("SELECT id FROM reference").fetchone()[0]
+    async def find(self, uuid: str, guids: list[str]) -> list[Row]:
+        placeholders = ", ".join("?" * len(guids))
+        select = f"SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid IN ({placeholders})"  # noqa: S608
+        return await self._database.read(select, uuid, *guids)
 
-        return str(await self._database.transact(read))
+    async def page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
+        select = "SELECT rowid, uuid, guid FROM accounts WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        return await self._database.read(select, -(2**63) if after is None else after, limit)
+
+    async def identity(self) -> str | None:
+        def make(db: sqlite3.Connection) -> None:
+            db.execute("CREATE TABLE IF NOT EXISTS reference (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT)")
+            db.execute("INSERT INTO reference VALUES (1, lower(hex(randomblob(16)))) ON CONFLICT DO NOTHING")
+
+        if not self._read_only:
+            await self._database.transact(make)
+        if not await self._database.read("SELECT 1 FROM sqlite_master WHERE name = 'reference'"):
+            return None
+        [(id_,)] = await self._database.read("SELECT id FROM reference")
+        return str(id_)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clients.stores.postgres import PostgresReference
+from clients.stores.postgres import PostgresRows
 
 from ..conftest import EmbeddedPostgresWorld, World, numbered
 from ..operations import backfills
@@ -62,13 +62,13 @@ def test_processes_that_share_connections_execute_only_their_own_statements(
     """Six clients share two connections. A prepared statement of one must not answer another."""
 
     async def client(url: str, uuids: list[str]) -> None:
-        reference = await PostgresReference(url).open()
+        reference = await PostgresRows(url).open()
         for uuid in uuids:
             pair = (uuid, f"guid of {uuid}")
             assert await reference.rows_of_many([pair]) == [[]]
             assert await reference.stage_many([pair]) == [True]
             assert await reference.find(uuid, []) == [pair]
-            assert await reference.staged_among([pair[1], "none"]) == {pair[1]}
+            assert await reference.find("none", [pair[1], "none"]) == [pair]
             assert await reference.rows_of_many([pair, ("none", "none")]) == [[pair], []]
         await reference.close()
 

@@ -141,13 +141,6 @@ def test_invalid_uuid_is_a_usage_error_also_beside_an_invalid_setting(
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
 
 
-@pytest.mark.parametrize(("options", "env"), [(["-I"], {}), (["-P"], {}), ([], {"PYTHONSAFEPATH": "1"})], ids=str)
-def test_python_that_hides_the_directory_of_the_program_is_named(
-    embedded_world: World, options: list[str], env: dict[str, str]
-) -> None:
-    assert_unavailable(python(embedded_world, *options, COMMAND[1], "u", **env), "-I, -P and PYTHONSAFEPATH")
-
-
 def test_system_without_a_module_of_the_standard_library_is_named(embedded_world: World) -> None:
     """As Windows is: it has no fcntl."""
     program = (

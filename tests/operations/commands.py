@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import tigerbeetle as tb
+from resonate.resonate import Resonate
 
 from clients.account import owner_of
 from clients.settings import Settings
-from create_account import DEADLINE, connect, create_account
+from create_account import connect, start
 
 from ..conftest import HANG_S, ServerWorld, World
 
@@ -129,20 +130,18 @@ async def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) 
     uuids: list[str] = []
     begun, enough = asyncio.Event(), asyncio.Event()
 
-    async def create(run: Callable[..., Any]) -> None:
+    async def create(resonate: Resonate) -> None:
         while not enough.is_set():
             uuids.append(uuid := f"{user}-{len(uuids)}")
-            await run(f"create-account-{uuid}", create_account, uuid).result()
+            await start(resonate, uuid).result()
             begun.set()
 
-    async with connect(Settings.read(world.env)) as (resonate, _):
-        run = resonate.options(timeout=DEADLINE).run
-        async with asyncio.TaskGroup() as creating:
-            for _ in range(8):
-                creating.create_task(create(run))
-            await begun.wait()
-            try:
-                await asyncio.to_thread(meanwhile, uuids)
-            finally:
-                enough.set()
+    async with connect(Settings.read(world.env)) as (resonate, _), asyncio.TaskGroup() as creating:
+        for _ in range(8):
+            creating.create_task(create(resonate))
+        await begun.wait()
+        try:
+            await asyncio.to_thread(meanwhile, uuids)
+        finally:
+            enough.set()
     return uuids

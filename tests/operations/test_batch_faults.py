@@ -24,13 +24,13 @@ def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
 
     async def run() -> None:
         async with connect(Settings.read(world.env)) as (resonate, clients):
-            real = getattr(clients.reference._backend, request)
+            real = getattr(clients.reference._rows, request)
 
             async def interrupted(*args: Any) -> Any:
                 await real(*args)
                 raise Unavailable("interrupted")
 
-            setattr(clients.reference._backend, request, interrupted)
+            setattr(clients.reference._rows, request, interrupted)
             await create_batch(list(uuids), resonate, clients)
 
     with pytest.raises(Unavailable, match="interrupted"):
