@@ -65,10 +65,10 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 # -- Steps -----------------------------------------------------------------
 
 
-def generate_guid(ctx: Context, uuid: str) -> str:
+def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
     check_request(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or is not the promise's
-    return str(tb.id())
+    return guid or str(tb.id())
 
 
 async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
@@ -77,7 +77,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 
     # Read first: the guids of the uuid's accounts, and the rows that have this uuid or this guid.
     accounts, rows = await record.guids_of(uuid), await reference.rows_of(uuid, guid)
-    if accounts and not rows:
+    if not rows and accounts not in ([], [guid]):
         # The row of an account was lost. A new row, with a new guid, would lead to a second account.
         return Outcome("ordering_violated", guid, conflicts.lost_row(reference, accounts))
 
@@ -118,7 +118,7 @@ DEADLINE = timedelta(days=36_500)
 
 
 @types.coroutine
-def create_account(ctx: Context, uuid: str) -> Any:
+def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
 
     It is a generator, like the TypeScript original: read `yield from X.__await__()` as `await X`. `types.coroutine` makes
@@ -127,7 +127,7 @@ def create_account(ctx: Context, uuid: str) -> Any:
     ctx = ctx.options(timeout=DEADLINE)
     store = ctx.get_dependency(SystemOfReference).name
 
-    guid = yield from ctx.run(generate_guid, uuid).__await__()
+    guid = yield from ctx.run(generate_guid, uuid, guid).__await__()
 
     # Stage the account in the System of Reference.
     staged = yield from ctx.run(stage_account, uuid, guid).__await__()

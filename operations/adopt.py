@@ -15,74 +15,19 @@ attempts are settled; a pending attempt is resumed.
 from __future__ import annotations
 
 import shlex
-import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clients import conflicts
 from clients.account import promise_id
 from clients.command.console import Halted, print_diagnostic, print_result
 from clients.panic import Panic
-from clients.stores.system_of_record import SystemOfRecord
-from clients.stores.system_of_reference import SystemOfReference
-from create_account import DEADLINE, Outcome, commit_account, connect, create_account, panic_if
+from create_account import DEADLINE, connect, create_account
 from operations.reading import open_readers, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from resonate.context import Context
 
     from clients.settings import Settings
     from operations.verdict import AccountState
-
-# -- Workflows -------------------------------------------------------------
-
-
-@types.coroutine
-def commit_staged(ctx: Context, uuid: str, guid: str) -> Any:
-    """Commit the account that is staged. Returns and raises the same as `create_account`."""
-    ctx = ctx.options(timeout=DEADLINE)
-
-    # The step reads both stores again, because they may have changed since the decision.
-    committed = yield from ctx.run(commit_account, uuid, guid).__await__()
-
-    panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
-    panic_if(committed.type == "ordering_violated", "ordering violated", uuid, committed)
-
-    return {"uuid": uuid, "guid": committed.guid}
-
-
-@types.coroutine
-def stage_committed(ctx: Context, uuid: str, guid: str) -> Any:
-    """Stage the account that TigerBeetle holds. Returns and raises the same as `create_account`."""
-    ctx = ctx.options(timeout=DEADLINE)
-
-    reference = ctx.get_dependency(SystemOfReference).name
-
-    staged = yield from ctx.run(stage_existing, uuid, guid).__await__()
-
-    panic_if(staged.type == "exists_diff", f"{reference} exists_diff", uuid, staged)
-    panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
-
-    return {"uuid": uuid, "guid": staged.guid}
-
-
-async def stage_existing(ctx: Context, uuid: str, guid: str) -> Outcome:
-    """Write the row of an account that is the uuid's only account."""
-    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
-
-    existing_guids = await record.guids_of(uuid)
-    if existing_guids != [guid]:
-        conflict = f"TigerBeetle holds {conflicts.listed(existing_guids)} for this uuid"
-        return Outcome("ordering_violated", guid, conflict)
-    rows = await reference.stage(uuid, guid)
-    if not rows:
-        return Outcome("created", guid)
-    if rows == [(uuid, guid)]:
-        return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, await conflicts.other_rows(reference, record, rows))
-
 
 # -- The decision ----------------------------------------------------------
 
@@ -97,7 +42,6 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Attempt:
     id: str
-    workflow: Callable[..., Any]
     arguments: tuple[str, ...]
 
 
@@ -111,24 +55,24 @@ def decide(state: AccountState, *, again: bool) -> Attempt | None:
         if len(promises) == 1:
             waits = f" and {state.waits_for}" if state.waits_for else ""
             raise Refused(f"promise {first} is pending{waits}; to resume it, run {command}")
-        return Attempt(promises[-1].id, create_account, (uuid,))  # the promise records which workflow it is
+        return Attempt(promises[-1].id, (uuid,))  # the promise records which workflow it is
 
     next_id = promise_id(uuid, len(promises) + 1)
     if state.agrees and promises[-1].state == "resolved":
         return None
     if state.agrees:  # the next promise records that the account is adopted
-        return Attempt(next_id, stage_committed, (uuid, str(state.guid)))
+        return Attempt(next_id, (uuid, str(state.guid)))
 
     lost = state.broken_promises()
     if state.contradictions() or any(promise.guid != state.guid for promise in lost):
         raise Refused("; ".join(state.reasons()))
 
     if state.accounts:
-        return Attempt(next_id, stage_committed, (uuid, str(state.accounts[0].id)))
+        return Attempt(next_id, (uuid, str(state.accounts[0].id)))
     if state.guid is None and not again:
         raise Refused("nothing is staged, and TigerBeetle holds no account; use --again to create one")
     if state.guid is None:
-        return Attempt(next_id, create_account, (uuid,))
+        return Attempt(next_id, (uuid,))
     if lost and not again:
         raise Refused(
             f"{'; '.join(state.reasons())}; restore TigerBeetle, or use --again to recreate the account with the "
@@ -136,7 +80,7 @@ def decide(state: AccountState, *, again: bool) -> Attempt | None:
         )
     if again and not lost:
         raise Refused(f"guid {state.guid} is staged; run adopt without --again to finish it")
-    return Attempt(next_id, commit_staged, (uuid, state.guid))
+    return Attempt(next_id, (uuid, state.guid))
 
 
 async def run(uuid: str, settings: Settings, *, again: bool) -> int:
@@ -171,9 +115,7 @@ async def read(uuid: str, settings: Settings) -> AccountState:
 async def carry_out(attempt: Attempt, settings: Settings) -> None:
     """Run or resume the attempt. Raises its `Panic`."""
     async with connect(settings) as (resonate, _):
-        resonate.register(commit_staged, name="commit_staged")
-        resonate.register(stage_committed, name="stage_committed")
         start = resonate.options(timeout=DEADLINE, target=GROUP).run
-        promise = start(attempt.id, attempt.workflow, *attempt.arguments)
+        promise = start(attempt.id, create_account, *attempt.arguments)
         await promise.id()
         await promise.result()

@@ -318,8 +318,6 @@ class Program:
         self.workflows = {
             "create_account": module.create_account,
             "create_accounts": batches.create_accounts,
-            "commit_staged": adopt.commit_staged,
-            "stage_committed": adopt.stage_committed,
         }
         self._positions: dict[Process, tuple[str, Any]] = {}
         self._began: dict[Process, int] = {}
@@ -348,7 +346,7 @@ class Program:
             return "refused", None
         if attempt is None:
             return "done", (uuid, state.guid)
-        return await self.run(attempt.id, attempt.workflow.__name__, *attempt.arguments)
+        return await self.run(attempt.id, "create_account", *attempt.arguments)
 
     def _clients(self) -> Any:
         return SimpleNamespace(reference=Reference(), record=Record(), resonate_arguments={"network": None})
