@@ -6,38 +6,80 @@
 Write to TigerBeetle last, so that each account has its row. Ask TigerBeetle first whether an account exists, because a
 row proves nothing.
 
-`create_account` below has three steps, and Resonate saves the result of each. After a crash, the next run is a replay:
-the function starts at its top again, each finished step returns its saved result, and the interrupted step runs again.
-So side effects belong in steps, and a step must recognize what it wrote before the crash.
+Resonate saves the result of each step. After a crash, the next run is a replay: the function starts at its top again,
+each finished step returns its saved result, and the interrupted step runs again. So side effects belong in steps, and a
+step must recognize what it wrote before the crash.
 
     uv run create_account.py user-123
 """
 
-if __name__ == "__main__":  # operations/create.py is the command. It imports the code below.
+if __name__ == "__main__":  # Start the command before the slow imports. This does not return.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
 
-import contextlib
 import types
-from collections.abc import AsyncIterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tigerbeetle as tb
-from resonate.context import Context
+from resonate.context import Context, ResonateFuture
 from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
-from resonate.retry import Never
 
-from clients import conflicts
+from clients import panic as conflicts
 from clients.account import account_of, check_request, differences, promise_id
-from clients.opening import Clients, open_clients
 from clients.panic import Panic
-from clients.settings import Settings
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SystemOfReference
+
+# -- The workflow ----------------------------------------------------------
+
+
+@types.coroutine
+def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
+    """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
+
+    A guid is only given to adopt an account after a panic (operations/adopt.py).
+    """
+    ctx = ctx.options(timeout=DEADLINE)
+    reference = ctx.get_dependency(Stores).reference
+
+    guid = yield from saved(ctx.run(generate_guid, uuid, guid))
+
+    # Stage the account in the System of Reference.
+    staged = yield from saved(ctx.run(stage_account, uuid, guid))
+
+    panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
+    panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
+
+    # Commit the account in the System of Record. Take the guid from the saved result: if all promises were lost while
+    # this process was paused, another run has saved the result, with its own guid.
+    committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
+
+    panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
+    panic_if(committed.type == "ordering_violated", "ordering violated", uuid, committed)
+
+    return {"uuid": uuid, "guid": committed.guid}
+
+
+T = TypeVar("T")
+
+
+def saved(step: ResonateFuture[T]) -> Generator[Any, Any, T]:  # noqa: UP047 - old Pythons must parse this file
+    """Return the saved result of a step; `yield from saved(...)` waits for it.
+
+    The workflow is a generator only to look like the TypeScript original. In your code write `async def create_account`
+    and `await ctx.run(...)`: nothing else changes.
+    """
+    return step.__await__()
+
+
+#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a step that is resumed after its
+#: deadline fails for good.
+DEADLINE = timedelta(days=36_500)
 
 # -- Outcomes --------------------------------------------------------------
 
@@ -47,12 +89,12 @@ class Outcome:
     """The result of step 2 or 3, which Resonate saves."""
 
     type: Literal[
-        "created",  # this step wrote it now
-        "exists_same",  # it exists and is equal: this workflow wrote it earlier
-        "exists_diff",  # something else exists in its place
-        "ordering_violated",  # the row is missing or different, or there is another account: a store was lost or restored
+        "created",  # this step wrote the row, or created the account
+        "exists_same",  # this row, or this account, is there: written before a crash
+        "exists_diff",  # another row has this uuid or this guid; or the guid's account has other fields
+        "ordering_violated",  # step 2: the uuid has an account, but no row; step 3: it has another account, or no such row
     ]
-    guid: str  # the guid that the step was given; step 3 takes it from the saved result of step 2
+    guid: str  # the guid that the step was given
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -73,36 +115,40 @@ def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
 
 async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: stage the account. Write its row in the System of Reference."""
-    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+    stores = ctx.get_dependency(Stores)
 
     # Read first: the guids of the uuid's accounts, and the rows that have this uuid or this guid.
-    accounts, rows = await record.guids_of(uuid), await reference.rows_of(uuid, guid)
+    accounts = await stores.record.guids_of(uuid)
+    rows = await stores.reference.rows_of(uuid, guid)
     if not rows and accounts not in ([], [guid]):
         # The row of an account was lost. A new row, with a new guid, would lead to a second account.
-        return Outcome("ordering_violated", guid, conflicts.lost_row(reference, accounts))
+        return Outcome("ordering_violated", guid, conflicts.lost_row(stores.reference, accounts))
 
     # Write. If another run has just written such a row, this writes nothing and returns that row.
-    rows = rows or await reference.stage(uuid, guid)
+    existing_rows = rows or await stores.reference.stage(uuid, guid)
 
-    if not rows:
+    # Say what happened. If another account of this uuid exists, step 3 finds it.
+    if not existing_rows:
         return Outcome("created", guid)
-    if rows == [(uuid, guid)]:
+    if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, await conflicts.other_rows(reference, record, rows))
+    return Outcome("exists_diff", guid, await conflicts.other_rows(stores.reference, stores.record, existing_rows))
 
 
 async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 3: commit the account. Create it in the System of Record."""
-    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+    stores = ctx.get_dependency(Stores)
 
     # Read first, and commit only what is staged: a store may have been lost or restored since step 2.
-    accounts, rows = await record.guids_of(uuid), await reference.rows_of(uuid, guid)
+    accounts = await stores.record.guids_of(uuid)
+    rows = await stores.reference.rows_of(uuid, guid)
     if rows != [(uuid, guid)] or accounts not in ([], [guid]):
-        return Outcome("ordering_violated", guid, conflicts.not_staged(reference, accounts, rows, guid))
+        return Outcome("ordering_violated", guid, conflicts.not_staged(stores.reference, accounts, rows, guid))
 
     # Write last. If an account has this guid, this writes nothing and returns that account.
-    existing = await record.create(account_of(uuid, guid))
+    existing = await stores.record.create(account_of(uuid, guid))
 
+    # Say what happened.
     if existing is None:
         return Outcome("created", guid)
     if not differences(existing, uuid):
@@ -110,65 +156,27 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     return Outcome("exists_diff", guid, conflicts.other_account(existing, uuid))
 
 
-# -- The workflow ----------------------------------------------------------
-
-#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a step that is resumed after
-#: its deadline fails for good.
-DEADLINE = timedelta(days=36_500)
+# -- Register, inject, run -------------------------------------------------
 
 
-@types.coroutine
-def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
-    """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
+@dataclass(frozen=True)
+class Stores:
+    """The two stores, which each step gets from its context."""
 
-    It is a generator, like the TypeScript original: read `yield from X.__await__()` as `await X`. `types.coroutine` makes
-    it awaitable.
+    reference: SystemOfReference
+    record: SystemOfRecord
+
+
+def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
+    """Register the workflow, and inject the two stores.
+
+    Make `Resonate` with `retry_policy=Never()`. A step waits during an outage by itself; any other error would happen
+    again, and by default the SDK retries for decades. If you change the steps, see docs/operations.md.
     """
-    ctx = ctx.options(timeout=DEADLINE)
-    store = ctx.get_dependency(SystemOfReference).name
-
-    guid = yield from ctx.run(generate_guid, uuid, guid).__await__()
-
-    # Stage the account in the System of Reference.
-    staged = yield from ctx.run(stage_account, uuid, guid).__await__()
-
-    panic_if(staged.type == "exists_diff", f"{store} exists_diff", uuid, staged)
-    panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
-
-    # Commit the account in the System of Record.
-    committed = yield from ctx.run(commit_account, uuid, staged.guid).__await__()
-
-    panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
-    panic_if(committed.type == "ordering_violated", "ordering violated", uuid, committed)
-
-    return {"uuid": uuid, "guid": committed.guid}
-
-
-# -- The run ---------------------------------------------------------------
+    resonate.register(create_account, name="create_account")
+    resonate.with_dependency(Stores(reference, record))
 
 
 def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
-    """Start the workflow for the uuid, or resume it, or get its result: one uuid has one promise id, `create-account-<uuid>`."""
+    """Run the workflow, resume it, or get its result: one uuid has one promise, `create-account-<uuid>`."""
     return resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)
-
-
-def register(resonate: Resonate) -> None:
-    """Register the workflow. If you change the steps, see docs/operations.md, 'Changing the steps'."""
-    resonate.register(create_account, name="create_account")
-
-
-@contextlib.asynccontextmanager
-async def connect(settings: Settings, *, serve: bool = False) -> AsyncIterator[tuple[Resonate, Clients]]:
-    """Register the workflow and inject the two stores.
-
-    `serve`: also run the workflow when other programs ask the Resonate server for it, as a worker does. If a store or the
-    server does not answer, the body of the `async with` is cancelled, and `Unavailable` is raised.
-    """
-    async with open_clients(settings, serve=serve) as clients:
-        # No retries: any error but an outage would happen again, and by default the SDK retries for decades. During an
-        # outage, the step's promise stays pending.
-        resonate = Resonate(**clients.resonate_arguments, retry_policy=Never())
-        register(resonate)
-        resonate.with_dependency(clients.reference).with_dependency(clients.record)
-        async with clients.running(resonate):
-            yield resonate, clients

@@ -7,10 +7,18 @@ the program was started: in create_account.py it would be `__main__.Panic`.
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 from resonate.error import ResonateError
 
-from clients.command.console import HALTED
+from clients.account import differences
+from clients.errors import HALTED
+
+if TYPE_CHECKING:
+    import tigerbeetle as tb
+
+    from clients.stores.system_of_record import SystemOfRecord
+    from clients.stores.system_of_reference import Row, SystemOfReference
 
 
 def check_command(uuid: str) -> str:
@@ -33,3 +41,32 @@ class Panic(ResonateError):
 
     def __str__(self) -> str:
         return f"PANIC: {self.condition} for uuid {self.uuid!r}: {self.conflict}. Run: {check_command(self.uuid)}"
+
+
+# -- What a step found, in words for the operator --------------------------
+
+
+def lost_row(reference: SystemOfReference, existing_guids: list[str]) -> str:
+    return f"{reference.name} has no row for this uuid, but TigerBeetle holds {listed(existing_guids)}"
+
+
+async def other_rows(reference: SystemOfReference, record: SystemOfRecord, rows: list[Row]) -> str:
+    """Name the rows, and say whether TigerBeetle holds their accounts."""
+    staged = []
+    for uuid, guid in rows:
+        holds = "holds" if await record.lookup(guid) else "does not hold"
+        staged.append(f"uuid {uuid!r} with guid {guid}, which TigerBeetle {holds}")
+    return f"{reference.name} stages {' and '.join(staged)}"
+
+
+def not_staged(reference: SystemOfReference, existing_guids: list[str], rows: list[Row], guid: str) -> str:
+    stages = "stages" if any(staged == guid for _, staged in rows) else "no longer stages"
+    return f"{reference.name} {stages} guid {guid}, and TigerBeetle holds {listed(existing_guids)}"
+
+
+def other_account(existing: tb.Account, uuid: str) -> str:
+    return f"TigerBeetle's account {existing.id} has {', '.join(differences(existing, uuid))}"
+
+
+def listed(guids: list[str]) -> str:
+    return ", ".join(guids) or "no account"

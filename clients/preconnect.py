@@ -9,10 +9,9 @@ import contextlib
 import logging
 import os
 
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 from clients.settings import Settings
-from clients.stores.system_of_record import connect as connect_client
-from clients.stores.system_of_record import early_clients
+from clients.stores.tigerbeetle_client import connect, early_clients
 
 
 def main() -> None:
@@ -22,4 +21,4 @@ def main() -> None:
         settings = Settings.read(os.environ)
         if settings.tb_address is not None:
             key = (settings.tb_address, settings.tb_cluster_id)
-            early_clients[key] = connect_client(*key)
+            early_clients[key] = connect(*key)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,20 +19,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clients.account import promise_id
-from clients.command.console import Halted, print_diagnostic, print_result
+from clients.command.console import print_diagnostic, print_result
+from clients.errors import Halted
 from clients.panic import Panic
-from create_account import DEADLINE, connect, create_account
-from operations.reading import open_readers, read_state
+from create_account import DEADLINE, create_account
+from operations.opening import connect
+from operations.reading import read_state, with_readers
 
 if TYPE_CHECKING:
-
     from clients.settings import Settings
     from operations.verdict import AccountState
 
 # -- The decision ----------------------------------------------------------
 
 #: No worker listens to this group: only this command knows these workflows and resumes them.
-GROUP = "operators"
+OPERATORS = "operators"
 
 
 class Refused(Exception):
@@ -108,14 +109,12 @@ async def run(uuid: str, settings: Settings, *, again: bool) -> int:
 
 
 async def read(uuid: str, settings: Settings) -> AccountState:
-    async with open_readers(settings, refuse=True) as readers:
-        return await read_state(readers, uuid)
+    return await with_readers(settings, lambda readers: read_state(readers, uuid), refuse=True)
 
 
 async def carry_out(attempt: Attempt, settings: Settings) -> None:
     """Run or resume the attempt. Raises its `Panic`."""
-    async with connect(settings) as (resonate, _):
-        start = resonate.options(timeout=DEADLINE, target=GROUP).run
-        promise = start(attempt.id, create_account, *attempt.arguments)
-        await promise.id()
-        await promise.result()
+    async with connect(settings) as (resonate, clients):
+        start = resonate.options(timeout=DEADLINE, target=OPERATORS).run
+        settling = clients.settled(attempt.id, lambda: start(attempt.id, create_account, *attempt.arguments))
+        await (await clients.outages.result_or_raise(settling)).result()

@@ -10,8 +10,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from clients.account import accounts_after, differences, id_of
-from clients.command.console import HALTED, print_result
-from operations.reading import PAGE, open_readers, read_state
+from clients.command.console import print_result
+from clients.errors import HALTED
+from operations.reading import PAGE, read_state, with_readers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,5 +79,4 @@ async def report(readers: Readers) -> int:
 
 
 async def run(settings: Settings) -> int:
-    async with open_readers(settings) as readers:
-        return await report(readers)
+    return await with_readers(settings, report)

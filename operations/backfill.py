@@ -26,19 +26,20 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_uuid
-from clients.command.console import HALTED, UNAVAILABLE, USAGE, Halted, Unavailable, print_diagnostic, print_result
+from clients.command.console import UNAVAILABLE, USAGE, print_diagnostic, print_result
+from clients.errors import HALTED, Halted, Unavailable
 from clients.promises.cannot_run import StillLeased, Unexecutable
-from create_account import connect
 from operations.batch import BYTES_MAX, create_batch, size_of
 from operations.create import create
+from operations.opening import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from resonate.resonate import Resonate
 
-    from clients.opening import Clients
     from clients.settings import Settings
+    from operations.opening import Clients
 
 #: Bytes of a line that are stored: the longest uuid, a carriage return, and one that shows a longer line.
 LINE_MAX_BYTES = 4 * UUID_MAX_CHARACTERS + 2
@@ -229,7 +230,7 @@ async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
             work = Backfill(resonate, clients, chunk, unfinished, bar)
             started = time.monotonic()
             try:
-                await work.run(descriptor)
+                await clients.outages.result_or_raise(work.run(descriptor))
             except OSError as error:
                 if not isinstance(error.__cause__, BrokenPipeError):
                     raise

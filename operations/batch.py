@@ -27,26 +27,25 @@ from weakref import WeakValueDictionary
 
 import msgspec
 import tigerbeetle as tb
-from resonate.error import AlreadyRegisteredError, ApplicationError, ServerError
+from resonate.error import AlreadyRegisteredError, ApplicationError
 
 from clients.account import account_of, check_request, promise_id
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 from clients.panic import Panic
 from clients.promises import cannot_run
 from clients.promises.claims import Claims, batch_of
-from clients.promises.results import handle_of, read
-from clients.stores.system_of_record import SystemOfRecord
-from clients.stores.system_of_reference import SystemOfReference
-from create_account import DEADLINE, Outcome, commit_account, panic_if, stage_account
+from clients.promises.reading import get_promise, handle_of
+from create_account import DEADLINE, Outcome, Stores, commit_account, panic_if, stage_account
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from resonate.context import Context
+    from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
     from resonate.types import PromiseRecord
 
-    from clients.opening import Clients
+    from operations.opening import Clients
 
 #: Bytes of a batch's largest step result, at the most. A Resonate server accepts requests of 2 MiB, of Base64.
 BYTES_MAX = 1_000_000
@@ -100,7 +99,8 @@ def generate_guids(ctx: Context, count: int) -> list[str]:
 
 async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
     """Write the rows."""
-    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+    stores = ctx.get_dependency(Stores)
+    reference, record = stores.reference, stores.record
 
     # Read first, as in the single step. The time of the newest account is read before the accounts, so that the next
     # step only needs to look for accounts that are newer.
@@ -116,7 +116,8 @@ async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
 
 async def commit(ctx: Context, accounts: dict[str, str], newest: int) -> Written:
     """Create the accounts."""
-    reference, record = ctx.get_dependency(SystemOfReference), ctx.get_dependency(SystemOfRecord)
+    stores = ctx.get_dependency(Stores)
+    reference, record = stores.reference, stores.record
 
     # Read first, and commit only with the row, as in the single step.
     existing = await record.guids_of_many(list(accounts), newer_than=newest)
@@ -219,7 +220,7 @@ def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -
 
 def register(resonate: Resonate, clients: Clients) -> Claims:
     """Register the workflow and inject what it needs besides the two stores. May be called again."""
-    claims = Claims(resonate, clients.resonate_arguments["network"])
+    claims = Claims(resonate, clients.network)
     with contextlib.suppress(AlreadyRegisteredError):
         resonate.register(create_accounts, name="create_accounts")
         resonate.with_dependency(claims)
@@ -233,7 +234,7 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
     account exists, but its row was lost since.
     """
     register(resonate, clients)
-    promise = await read(resonate, batch_id(uuids))
+    promise = await get_promise(resonate, batch_id(uuids))
     ended = promise is not None and promise.state != "pending"
     try:
         if promise is not None and ended:
@@ -241,8 +242,7 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
         else:
             if promise is not None:
                 cannot_run.check(promise, resonate)
-            batch = resonate.options(timeout=DEADLINE).run(batch_id(uuids), create_accounts, uuids)
-        await batch.id()
+            batch = await run_batch(batch_id(uuids), uuids, resonate, clients)
         result = await batch.result()
         guids = dict(zip(uuids, result["guids"], strict=True))
         # The accounts of a batch that ended before are not among the newest.
@@ -258,6 +258,12 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
     ]
 
 
+async def run_batch(id_: str, uuids: list[str], resonate: Resonate, clients: Clients) -> ResonateHandle[Any]:
+    """Run or resume the batch, and wait until its promise is settled."""
+    start = resonate.options(timeout=DEADLINE).run
+    return await clients.settled(id_, lambda: start(id_, create_accounts, uuids))
+
+
 #: A lock for each batch that this process completes: two requests may need the same batch.
 _completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -270,7 +276,7 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
     """
 
     async def is_claimed() -> bool:
-        promise = await read(resonate, promise_id(uuid))
+        promise = await get_promise(resonate, promise_id(uuid))
         return promise is not None and batch_of(promise) == batch
 
     claims = register(resonate, clients)
@@ -278,28 +284,17 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
     async with lock:
         if not await is_claimed():
             return
-        promise = await read(resonate, batch)
+        promise = await get_promise(resonate, batch)
         if promise is not None and promise.state == "pending":
-            await finish_batch(promise, uuid, resonate)
-            promise = await read(resonate, batch)
+            cannot_run.check(promise, resonate)
+            await run_batch(
+                batch, [uuid], resonate, clients
+            )  # the promise records the uuids; this argument is not used
+            promise = await get_promise(resonate, batch)
         if promise is not None and promise.state == "pending":
             raise Unavailable(f"batch {batch} is still pending; run again")
         if await is_claimed():
             await claims.settle({uuid: await final_result(uuid, await describe_end(promise, batch), clients)})
-
-
-async def finish_batch(promise: PromiseRecord, uuid: str, resonate: Resonate) -> None:
-    batch = promise.id
-    cannot_run.check(promise, resonate)
-    # The promise records the uuids. The argument is not used.
-    run = resonate.options(timeout=DEADLINE).run(batch, create_accounts, [uuid])
-    try:
-        await run.id()
-        await run.result()
-    except (Unavailable, ServerError):
-        raise
-    except Exception:  # noqa: BLE001, S110 - any error can be stored in a promise; `describe_end` reads it
-        pass
 
 
 async def describe_end(promise: PromiseRecord | None, batch: str) -> str:

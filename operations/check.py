@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clients.account import promise_id
 from clients.command.console import print_result
-from operations.reading import open_readers, read_state
+from operations.reading import read_state, with_readers
 
 if TYPE_CHECKING:
     from clients.settings import Settings
@@ -19,8 +19,7 @@ STATUS = {"exists": 0, "staged": 3, "unreferenced": 4, "absent": 5, "conflict": 
 
 
 async def run(uuid: str, settings: Settings) -> int:
-    async with open_readers(settings) as readers:
-        state = await read_state(readers, uuid)
+    state = await with_readers(settings, lambda readers: read_state(readers, uuid))
     report(state)
     return STATUS[state.verdict]
 

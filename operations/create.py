@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from resonate.error import ServerError
 
 from clients.account import promise_id
-from clients.command.console import Halted, print_diagnostic, print_result, run_async
+from clients.command.console import print_diagnostic, print_result, run_async
+from clients.errors import Halted
+from clients.panic import Panic, check_command
+from clients.promises import cannot_run
 from clients.promises.cannot_run import Unexecutable
-from clients.promises.reading import decode
-from clients.promises.results import Claimed, confirmed_guid, read, settled
-from create_account import connect, start
+from clients.promises.claims import batch_of
+from clients.promises.reading import decode, get_promise, handle_of
+from create_account import start
 from operations.batch import complete
 from operations.command_line import EXIT_STATUSES, Parser, add_uuid, add_verbose, parse, print_embedded_notice
+from operations.opening import connect
 
 if TYPE_CHECKING:
+    from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
     from resonate.types import PromiseRecord
 
-    from clients.opening import Clients
     from clients.settings import Settings
+    from operations.opening import Clients
 
 DESCRIPTION = f"""\
 Create an account, once, and print its uuid and its guid. If the account exists, the same lines are printed.
@@ -34,27 +42,71 @@ STEPS = ("generate the guid", "stage the row", "commit the account")
 async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, bool]:
     """Create the account, or resume its creation. Returns its guid, and whether it existed before.
 
-    Raises `Halted` if an operator must decide.
+    TigerBeetle is seen to hold that account. Prints one line if the account's row was lost since. Raises `Halted` if an
+    operator must decide.
     """
+    id_ = promise_id(uuid)
     while True:
+        promise = await get_promise(resonate, id_)
+        existed = promise is not None and promise.state != "pending"
+        if promise is not None and not existed:
+            if batch := batch_of(promise):  # a backfill has claimed the account: finish its batch, and look again
+                await complete(batch, uuid, resonate, clients)
+                continue
+            cannot_run.check(promise, resonate)
         try:
-            finished = await settled(resonate, uuid)
-            promise = finished or start(resonate, uuid)
-            stores = clients.reference, clients.record
-            return await confirmed_guid(promise, uuid, resonate, *stores), finished is not None
-        except Claimed as claimed:  # by a backfill: finish its batch, and look again
-            await complete(claimed.batch, uuid, resonate, clients)
+            if promise is not None and existed:
+                settled = handle_of(promise)
+            else:
+                settled = await clients.settled(id_, lambda: start(resonate, uuid))
+        except ServerError as error:
+            if error.code != HTTPStatus.UNPROCESSABLE_ENTITY:
+                raise
+            continue  # another process has created the promise meanwhile, and it has no task: look again
+        try:
+            return await confirmed_guid(settled, uuid, clients), existed
         except Halted:
             if (guid := await adopted_guid(uuid, resonate, clients)) is None:
                 raise
             return guid, True
 
 
+async def confirmed_guid(settled: ResonateHandle[Any], uuid: str, clients: Clients) -> str:
+    """Return the guid of a settled promise, after TigerBeetle is seen to hold that account. Raises `Halted`."""
+    id_ = promise_id(uuid)
+    try:
+        result = await settled.result()
+        guid = str(result["guid"]) if result["uuid"] == uuid else None
+    except Panic as panic:
+        raise Halted(str(panic)) from panic
+    except Exception as error:  # any class of error can be stored in a promise
+        problem = f"{type(error).__name__}: {error}"
+        raise Halted(
+            f"PANIC: promise {id_} settled without an account: {problem}. Run: {check_command(uuid)}"
+        ) from error
+    if guid is None:
+        raise Halted(f"CONFLICT: promise {id_} is resolved for uuid {result['uuid']!r}. Run: {check_command(uuid)}")
+    # Read first, here too: the System of Record decides whether the account exists.
+    existing_guids = await clients.record.guids_of(uuid)
+    if existing_guids != [guid]:
+        held = f"only {', '.join(existing_guids)}" if existing_guids else "no account"
+        raise Halted(
+            f"CONFLICT: the promise records account {guid} for uuid {uuid!r}, but TigerBeetle holds {held} for this uuid. "
+            f"Run: {check_command(uuid)}"
+        )
+    if await clients.reference.rows_of(uuid, guid) != [(uuid, guid)]:
+        print_diagnostic(
+            f"account {guid} of uuid {uuid!r} exists, but {clients.reference.name} no longer has its row. "
+            f"Run: {check_command(uuid)}"
+        )
+    return guid
+
+
 async def adopted_guid(uuid: str, resonate: Resonate, clients: Clients) -> str | None:
     """Return the account's guid if an operator has adopted it after a panic and both stores hold it, else None."""
     last: PromiseRecord | None = None
     number = 1
-    while (promise := await read(resonate, promise_id(uuid, number := number + 1))) is not None:
+    while (promise := await get_promise(resonate, promise_id(uuid, number := number + 1))) is not None:
         last = promise
     if last is None or last.state != "resolved":
         return None
@@ -71,7 +123,7 @@ async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
     """Return the saved results of the steps of the uuid's first run, in words."""
     results: list[str] = []
     for number, name in enumerate(STEPS, 1):
-        promise = await read(resonate, f"{promise_id(uuid)}:{number}")
+        promise = await get_promise(resonate, f"{promise_id(uuid)}:{number}")
         if promise is None or promise.state == "pending":
             break
         result = decode(promise.value) if promise.state == "resolved" else promise.state
@@ -84,19 +136,23 @@ async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
 async def run(uuid: str, settings: Settings, *, steps: bool) -> str:
     """Create the account and return its guid. `steps`: say on stderr what each step did, and when."""
     async with connect(settings) as (resonate, clients):
-        before = await saved_steps(uuid, resonate) if steps else []
+        return await clients.outages.result_or_raise(create_and_show(uuid, resonate, clients, steps=steps))
 
-        async def print_steps() -> None:
-            for number, step in enumerate(await saved_steps(uuid, resonate) if steps else []):
-                print_diagnostic(f"{step} ({'saved before' if number < len(before) else 'ran now'})")
 
-        try:
-            guid, _ = await create(uuid, resonate, clients)
-        except (Halted, Unexecutable):  # after Ctrl-C and after an outage, nothing is asked any more
-            await print_steps()
-            raise
+async def create_and_show(uuid: str, resonate: Resonate, clients: Clients, *, steps: bool) -> str:
+    before = await saved_steps(uuid, resonate) if steps else []
+
+    async def print_steps() -> None:
+        for number, step in enumerate(await saved_steps(uuid, resonate) if steps else []):
+            print_diagnostic(f"{step} ({'saved before' if number < len(before) else 'ran now'})")
+
+    try:
+        guid, _ = await create(uuid, resonate, clients)
+    except (Halted, Unexecutable):  # after Ctrl-C and after an outage, nothing is asked any more
         await print_steps()
-        return guid
+        raise
+    await print_steps()
+    return guid
 
 
 def main() -> int:

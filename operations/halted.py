@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 import create_account
 from clients.account import uuid_of
-from clients.command.console import HALTED, print_result
-from operations.reading import is_uuid, open_readers, read_batch, read_state
+from clients.command.console import print_result
+from clients.errors import HALTED
+from operations.reading import is_uuid, read_batch, read_state, with_readers
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -24,38 +25,44 @@ class Functions(set[tuple[str, int]]):
 
     def __init__(self) -> None:
         super().__init__({("create_accounts", 1), ("commit_staged", 1), ("stage_committed", 1)})
-        create_account.register(cast("Resonate", self))
+        create_account.register(cast("Resonate", self), None, None)  # type: ignore[arg-type]
+
+    def with_dependency(self, _: object) -> None: ...
 
     def register(self, _: object, *, name: str, version: int = 1) -> None:
         self.add((name, version))
 
 
 async def run(settings: Settings) -> int:
-    count: Counter[str] = Counter()
-    async with open_readers(settings) as readers:
-        async for promise in readers.unresolved():
-            uuid, reason = uuid_of(promise.id), await reason_of(promise, readers)
-            if uuid is None or reason is None:
-                continue
-            if not is_uuid(uuid):
-                count["halted"] += 1
-                print_result(f"halted: {promise.id} {reason}")
-                continue
-            state = await read_state(readers, uuid)
-            reasons = [(p.id, why) for p in state.promises if (why := await reason_of(p, readers)) is not None]
-            if promise.id not in [p.id for p in state.promises]:
-                reasons.append((promise.id, reason))
-            if not reasons or reasons[0][0] != promise.id:
-                continue  # an account is listed once, with its first promise; a pending one can be settled by now
-            line = " ".join(reasons[-1])
-            if state.agrees:
-                count["adopted"] += 1
-                print_result(f"adopted: {line}")
-            else:
-                count["halted"] += 1
-                print_result(f"halted: {line}; more: python -m operations check -- {shlex.quote(uuid)}")
+    count = await with_readers(settings, list_halted)
     print_result(f"{count['halted']} halted, {count['adopted']} adopted")
     return HALTED if count["halted"] else 0
+
+
+async def list_halted(readers: Readers) -> Counter[str]:
+    count: Counter[str] = Counter()
+    async for promise in readers.unresolved():
+        uuid, reason = uuid_of(promise.id), await reason_of(promise, readers)
+        if uuid is None or reason is None:
+            continue
+        if not is_uuid(uuid):
+            count["halted"] += 1
+            print_result(f"halted: {promise.id} {reason}")
+            continue
+        state = await read_state(readers, uuid)
+        reasons = [(p.id, why) for p in state.promises if (why := await reason_of(p, readers)) is not None]
+        if promise.id not in [p.id for p in state.promises]:
+            reasons.append((promise.id, reason))
+        if not reasons or reasons[0][0] != promise.id:
+            continue  # an account is listed once, with its first promise; a pending one can be settled by now
+        line = " ".join(reasons[-1])
+        if state.agrees:
+            count["adopted"] += 1
+            print_result(f"adopted: {line}")
+        else:
+            count["halted"] += 1
+            print_result(f"halted: {line}; more: python -m operations check -- {shlex.quote(uuid)}")
+    return count
 
 
 async def reason_of(promise: Promise, readers: Readers) -> str | None:

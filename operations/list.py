@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clients.account import accounts_after, promise_id, uuid_of
 from clients.command.console import print_diagnostic, print_result
-from operations.reading import PAGE, is_uuid, open_readers
+from operations.reading import PAGE, is_uuid, with_readers
 
 if TYPE_CHECKING:
     from clients.settings import Settings
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 
 async def run(settings: Settings) -> int:
-    async with open_readers(settings) as readers:
-        lines = [("uuid", "guid", "row", "account", "promise"), *await table(readers)]
+    lines = [("uuid", "guid", "row", "account", "promise"), *await with_readers(settings, table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print_result("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

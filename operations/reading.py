@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clients.account import accounts_of, check_uuid, id_of, promise_id
-from clients.command.console import Unavailable, print_diagnostic
-from clients.command.outages import Outages
-from clients.opening import open_promises, open_record, open_reference
+from clients.command.console import print_diagnostic
+from clients.errors import Unavailable
+from clients.outages import Outages
 from clients.promises import reading
-from clients.promises.one_reference import Identity, mismatch
+from clients.promises.store_pin import Identity, mismatch
+from operations.opening import make_record, make_reference, open_promises
 from operations.verdict import AccountState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from resonate.resonate import Resonate
 
@@ -35,32 +36,43 @@ class Readers:
     resonate: Resonate
 
     async def promise(self, id_: str) -> Promise | None:
-        return await reading.get(self.resonate, id_)
+        return await reading.read_promise(self.resonate, id_)
 
     def unresolved(self) -> AsyncIterator[Promise]:
         return reading.unresolved(self.resonate)
 
 
-@contextlib.asynccontextmanager
-async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIterator[Readers]:
-    """Open both stores and the promises for reading only. Raises `Unavailable`, also in the block.
+async def with_readers[T](
+    settings: Settings, work: Callable[[Readers], Coroutine[Any, Any, T]], *, refuse: bool = False
+) -> T:
+    """Open both stores and the promises for reading only, and return the result of the work. Raises `Unavailable`.
 
-    If this is not the recorded System of Reference, print so, or with `refuse` raise it.
+    If this is not the pinned System of Reference, print so, or with `refuse` raise it.
     """
-    outages = Outages()
+    outages = Outages(lambda _: None)
+
+    async def read() -> T:
+        async with open_readers(settings, outages) as readers:
+            if settings.resonate_url is not None:
+                identity = Identity(await readers.reference.identity(), str(settings.tb_cluster_id))
+                line = await mismatch(readers.resonate, identity)
+                if line and refuse:
+                    raise Unavailable(line)
+                if line:
+                    print_diagnostic(line)
+            return await work(readers)
+
+    return await outages.result_or_raise(read())
+
+
+@contextlib.asynccontextmanager
+async def open_readers(settings: Settings, outages: Outages) -> AsyncIterator[Readers]:
     async with contextlib.AsyncExitStack() as stack:
         resonate = await stack.enter_async_context(open_promises(settings, outages))
-        reference = open_reference(settings, outages, read_only=True)
+        reference = make_reference(settings, outages, read_only=True)
         stack.push_async_callback(reference.close)
         await reference.open()
-        await stack.enter_async_context(outages.interrupting())
-        if settings.resonate_url is not None:
-            line = await mismatch(resonate, Identity(await reference.identity(), str(settings.tb_cluster_id)))
-            if line and refuse:
-                raise Unavailable(line)
-            if line:
-                print_diagnostic(line)
-        record = open_record(settings, outages, read_only=True)
+        record = make_record(settings, outages, read_only=True)
         stack.push_async_callback(record.close)
         await record.open()
         yield Readers(reference, record, resonate)

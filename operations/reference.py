@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clients.command.console import HALTED, Unavailable, print_result
-from clients.command.outages import Outages
-from clients.opening import open_promises, open_reference
-from clients.promises.one_reference import Identity, record, record_id, recorded
+from clients.command.console import print_result
+from clients.errors import HALTED, Unavailable
+from clients.outages import Outages
+from clients.promises.store_pin import Identity, pin, pin_id, pinned
+from operations.opening import make_reference, open_promises
 
 if TYPE_CHECKING:
     from clients.settings import Settings
@@ -16,17 +17,22 @@ if TYPE_CHECKING:
 async def run(settings: Settings, *, accept: bool) -> int:
     if settings.resonate_url is None:
         raise Unavailable("no Resonate server is configured, so no store is recorded: set RESONATE_URL")
-    outages = Outages()
-    reference = open_reference(settings, outages)
-    try:
+    outages = Outages(lambda _: None)
+    reference = make_reference(settings, outages)
+
+    async def compare() -> tuple[int, Identity | None, Identity]:
         await reference.open()
         present = Identity(await reference.identity(), str(settings.tb_cluster_id))
-        async with open_promises(settings, outages) as resonate, outages.interrupting():
-            number, last = await recorded(resonate)
+        async with open_promises(settings, outages) as resonate:
+            number, last = await pinned(resonate)
             if accept and last != present:
-                number, last = number + 1, await record(resonate, number + 1, present)
+                number, last = number + 1, await pin(resonate, number + 1, present)
+        return number, last, present
+
+    try:
+        number, last, present = await outages.result_or_raise(compare())
     finally:
         await reference.close()
-    print_result(f"{record_id(number)}: {last or 'no store'}" if number else "no record")
+    print_result(f"{pin_id(number)}: {last or 'no store'}" if number else "no record")
     print_result(f"present: {present}, {reference.store}")
     return 0 if number == 0 or last == present else HALTED

@@ -25,19 +25,23 @@ from typing import TYPE_CHECKING
 
 from resonate.error import ResonateError
 
-from clients.command import limits
-from clients.command.console import INTERRUPTED, Unavailable, print_diagnostic
-from clients.promises.one_reference import Identity, check_or_record
-from create_account import connect
+from clients import limits
+from clients.command.console import INTERRUPTED, print_diagnostic
+from clients.errors import Unavailable
+from clients.promises.server import Requests
+from clients.promises.store_pin import Identity, check_or_pin
 from operations.batch import register
+from operations.opening import connect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from resonate.resonate import Resonate
-
-    from clients.opening import Clients
     from clients.settings import Settings
+    from operations.opening import Clients
+
+
+#: What an outage of the messages is called.
+MESSAGES = "the delivery of messages"
 
 
 async def run(settings: Settings, health_file: Path | None = None) -> int:
@@ -45,18 +49,27 @@ async def run(settings: Settings, health_file: Path | None = None) -> int:
         raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
     received = cancel_at_first_signal()
     try:
-        async with connect(settings, serve=True) as (resonate, clients):
+        async with connect(settings, serve=True, announce=True) as (resonate, clients):
             register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
-            identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
-            print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:
-                await asyncio.gather(watch_record(resonate, identity), watch_stores(clients, health_file))
+                await clients.outages.result_or_raise(serve(settings, clients, health_file), waits=True)
             finally:
-                clients.outages.wait_forever = False
                 print_diagnostic("stopping: releasing the tasks in progress")
     except asyncio.CancelledError:
         return 0 if signal.SIGTERM in received else INTERRUPTED
     return 0
+
+
+async def serve(settings: Settings, clients: Clients, health_file: Path | None) -> None:
+    identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
+    assert isinstance(clients.network, Requests)
+    try:
+        await clients.outages.answer(MESSAGES, clients.network.check_delivery)
+        print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
+        await asyncio.gather(watch_promises(clients, clients.network, identity), watch_stores(clients, health_file))
+    finally:
+        with contextlib.suppress(ResonateError):
+            await clients.network.end_delivery()
 
 
 def cancel_at_first_signal() -> list[signal.Signals]:
@@ -77,12 +90,13 @@ def cancel_at_first_signal() -> list[signal.Signals]:
     return received
 
 
-async def watch_record(resonate: Resonate, identity: Identity) -> None:
-    """Ask the server regularly: an idle worker would not notice an outage or a newly accepted store otherwise."""
+async def watch_promises(clients: Clients, network: Requests, identity: Identity) -> None:
+    """Ask the server regularly: an idle worker would not notice an outage, lost messages, or an accepted store otherwise."""
     while True:
         await asyncio.sleep(limits.ANSWER_TIMEOUT_S)
+        await clients.outages.answer(MESSAGES, network.check_delivery)
         with contextlib.suppress(ResonateError):
-            await check_or_record(resonate, identity)
+            await check_or_pin(clients.resonate, identity)
 
 
 async def watch_stores(clients: Clients, health_file: Path | None) -> None:

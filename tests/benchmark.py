@@ -47,11 +47,12 @@ import tigerbeetle as tb
 from clients.account import account_of
 from clients.settings import Settings
 from clients.stores.embedded_ledger import EmbeddedLedger
-from clients.stores.system_of_reference import SqliteRows
-from create_account import connect, start
+from clients.stores.system_of_reference import SqliteReference
+from create_account import start
 from operations.backfill import SINGLE_RUNS_MAX as IN_FLIGHT_MAX
 from operations.batch import create_batch
 from operations.commands import CHUNK
+from operations.opening import connect
 
 Create = Callable[[str], Awaitable[Any]]
 
@@ -72,7 +73,7 @@ async def raw(count: int, in_flight: int) -> list[float]:
     with contextlib.closing(sqlite3.connect(settings.data_dir / "accounts.db", isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        db.execute(SqliteRows.SCHEMA)
+        db.execute(SqliteReference.SCHEMA)
 
         async def create(uuid: str) -> None:
             guid = tb.id()

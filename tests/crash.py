@@ -109,7 +109,7 @@ async def pause_at(point: str) -> None:
 
 def set_limits() -> None:
     """Set the limits that the environment names."""
-    from clients.command import limits
+    from clients import limits
     from clients.promises import server as resonate_server
 
     if lease := os.environ.get("LEASE"):

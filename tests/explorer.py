@@ -28,21 +28,18 @@ from resonate.types import PromiseRecord, Value
 
 import create_account as real
 from clients.account import owner_of, promise_id
-from clients.command.console import Halted, Unavailable
+from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.promises.cannot_run import CODEC, Unexecutable
 from clients.promises.claims import CLAIM, Claims
-from clients.promises.reading import Promise
-from clients.promises.results import handle_of
-from clients.stores.system_of_record import SystemOfRecord
-from clients.stores.system_of_reference import SystemOfReference
+from clients.promises.reading import Promise, handle_of
 from operations import adopt
 from operations import batch as real_batches
 from operations import create as starter
 from operations.reading import Readers, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 
     from resonate.types import PromiseCreateReq, PromiseSettleReq
 
@@ -215,9 +212,11 @@ class Handle:
         if self.stored[0] == "claimed" or self.stored[-1] == "without a task":
             raise ServerError(HTTPStatus.UNPROCESSABLE_ENTITY, "Promise exists without a target task")
 
-    async def result(self) -> Any:
+    async def settle(self) -> None:
         if self.stored[0] == "pending":
             self.stored = await Ask("record", self.promise, await self._execute(*self.stored[1:]))
+
+    async def result(self) -> Any:
         return await handle_of(record_of(self.promise, self.stored)).result()
 
     async def _execute(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -286,7 +285,8 @@ class Context:
     def get_dependency(self, kind: type) -> Any:
         if kind is Claims:
             return Claims(Resonate(Program()), None)  # type: ignore[arg-type]
-        return {SystemOfReference: Reference, SystemOfRecord: Record}[kind]()
+        assert kind.__name__ == "Stores"
+        return SimpleNamespace(reference=Reference(), record=Record())
 
     async def run(self, step: Any, *arguments: Any) -> Any:
         assert self.timeout == real.DEADLINE, "a step without the deadline"
@@ -315,10 +315,7 @@ class Program:
 
     def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
         self._batches = batches
-        self.workflows = {
-            "create_account": module.create_account,
-            "create_accounts": batches.create_accounts,
-        }
+        self.workflows = {"create_account": module.create_account, "create_accounts": batches.create_accounts}
         self._positions: dict[Process, tuple[str, Any]] = {}
         self._began: dict[Process, int] = {}
 
@@ -349,7 +346,13 @@ class Program:
         return await self.run(attempt.id, "create_account", *attempt.arguments)
 
     def _clients(self) -> Any:
-        return SimpleNamespace(reference=Reference(), record=Record(), resonate_arguments={"network": None})
+        async def settled(_: str, start: Callable[[], Handle]) -> Handle:
+            handle = start()
+            await handle.id()
+            await handle.settle()
+            return handle
+
+        return SimpleNamespace(reference=Reference(), record=Record(), network=None, settled=settled)
 
     async def create(self, uuid: str, *lacks: str) -> tuple[str, Any]:
         resonate: Any = Resonate(self, frozenset(lacks))

@@ -12,7 +12,8 @@ from resonate.error import ResonateError
 from clients.account import owner_of
 from clients.panic import Panic
 from clients.settings import Settings
-from create_account import DEADLINE, Outcome, connect, create_account
+from create_account import DEADLINE, Outcome, create_account
+from operations.opening import connect
 
 from .conftest import World, quick_only
 

@@ -15,7 +15,8 @@ import pytest
 
 import create_account
 from clients import settings
-from clients.command.console import HALTED, INTERRUPTED
+from clients.command.console import INTERRUPTED
+from clients.errors import HALTED
 from clients.settings import VARIABLES
 
 from .conftest import HANG_S, ROOT, ServerWorld, needs, tigerbeetle_server

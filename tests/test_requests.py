@@ -11,7 +11,8 @@ from resonate.types import Value
 
 from clients.account import promise_id
 from clients.settings import Settings
-from create_account import DEADLINE, connect, create_account
+from create_account import DEADLINE, create_account
+from operations.opening import connect
 
 from .conftest import World
 from .operations.commands import assert_adopted

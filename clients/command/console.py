@@ -13,36 +13,18 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from clients.errors import HALTED, Halted, Unavailable, UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 UNAVAILABLE = 1
 USAGE = 2
-HALTED = 98  # the code of the TypeScript SDK's `context.panic`
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 #: Packages that have another name than their module.
 PACKAGES = {"resonate": "resonate-sdk", "resonate_base": "resonate-base"}
-
-
-class Unavailable(Exception):
-    """A store or server cannot be used now. The message is one line: object, cause, action."""
-
-    #: Whether a worker may wait until it is over.
-    is_temporary = True
-
-
-class NoAnswer(Unavailable):
-    """A server did not answer in time. It may later, with the same settings: a worker that starts waits for it."""
-
-
-class UsageError(Exception):
-    """The command line is invalid. The message is one line."""
-
-
-class Halted(Exception):
-    """An operator must decide. The message is one line: what contradicts what, and what to do."""
 
 
 def main(module: str, *, first: str = "") -> None:

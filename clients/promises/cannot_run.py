@@ -4,16 +4,15 @@ It requests a function, or a version of it, that this program lacks, or it canno
 fail in the same way. `check` reads this from the promise, which needs no lease. A recorded result that cannot be
 decoded is found by the execution.
 
-Workaround: the SDK releases such a task, logs the reason, and waits for the result without a limit. `message` ends the
-wait with `Unexecutable`, and the promise stays pending. Canary: test_command_waits_for_a_task_that_it_cannot_execute.
+The SDK releases such a task, logs the reason, and waits for the result without a limit. `Clients.result_of` ends the wait,
+and the promise stays pending: see docs/workarounds.md.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from resonate.codec import Codec, NoopEncryptor
 from resonate.error import (
     Base64DecodeError,
@@ -23,12 +22,13 @@ from resonate.error import (
     ResonateError,
     SerializationError,
 )
-from resonate.types import PromiseRecord, TaskData
+from resonate.types import TaskData
 
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
+    from resonate.types import PromiseRecord
 
 CODEC = Codec(NoopEncryptor())
 
@@ -64,13 +64,7 @@ def check(promise: PromiseRecord, resonate: Resonate) -> None:
 
 def cause_of_release() -> ResonateError | None:
     """Return why the SDK releases a task just now, if it cannot be executed here. None for any other reason."""
-    error = sys.exception()  # the SDK releases where it handles what went wrong
+    error = sys.exception()  # the error that the SDK handles while it calls this
     cause = error.cause if isinstance(error, PlatformError) else error
     hopeless = (FunctionNotFoundError, DecodingError, SerializationError, Base64DecodeError)
     return cause if isinstance(cause, hopeless) else None
-
-
-def message(id_: str, end: Unavailable) -> dict[str, Any]:
-    """Return the message that makes the SDK end its wait for the promise, by raising this exception."""
-    promise = PromiseRecord(id=id_, state="rejected", value=CODEC.encode(end), timeout_at=0)
-    return {"kind": "unblock", "data": {"promise": msgspec.to_builtins(promise)}}

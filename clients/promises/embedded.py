@@ -16,7 +16,6 @@ import msgspec
 from resonate.connections import LocalConnection
 from resonate.connections.local import (
     DurablePromise,
-    OutgoingMessage,
     PTimeout,
     ServerState,
     Task,
@@ -29,17 +28,19 @@ from resonate.error import ConnectorError, ResonateError, ServerError
 from resonate.timing import Clock, now_ms
 from resonate_base import ORIGIN_HEADER
 
-from clients.command import limits
-from clients.command.console import Unavailable
+from clients import limits
+from clients.errors import Closed, Unavailable
 from clients.promises import cannot_run
 from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database, check_identity, identity, open_private
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import sqlite3
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from clients.command.outages import Outages
+    from clients.outages import Outages
+    from clients.promises.server import Lease
 
 #: Seconds between two attempts to lock the promises of a process that may be about to end.
 LOCK_RETRY_S = 0.05
@@ -104,9 +105,10 @@ class EmbeddedPromises(LocalConnection):
         self._database = Database(directory / "promises.db", self.SCHEMA)
         self._lock_path = self._database.path.with_suffix(".lock")
         self._outages = outages
+        self.stopping = False
         self._origins: dict[str, asyncio.Future[_Origin]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unexecutable: dict[str, ResonateError] = {}
+        self.unexecutable: dict[str, ResonateError] = {}
 
     async def open(self) -> Self:
         self._lock_fd = await _lock(self._lock_path)
@@ -114,7 +116,7 @@ class EmbeddedPromises(LocalConnection):
         return self
 
     async def stop(self) -> None:
-        self._database.fail_if_locked = True
+        self.stopping = self._database.fail_if_locked = True
         await super().stop()
 
     async def close(self) -> None:
@@ -122,17 +124,24 @@ class EmbeddedPromises(LocalConnection):
         if hasattr(self, "_lock_fd"):
             os.close(self._lock_fd)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a workflow runs in this process."""
+        read = [origin.result() for origin in self._origins.values() if origin.done() and not origin.exception()]
+        return any(task.state == "acquired" for origin in read for task in origin.state.tasks.values())
+
+    async def lease(self, _: str) -> Lease:
+        """Return who holds the lease of a workflow's task: no other process can."""
+        return "ours"
+
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         """Apply the request and return the response after the new state is on disk."""
         request = unwrap_request_envelope(msgspec.json.decode(req))
         if request["kind"].startswith("schedule."):
             raise ServerError(501, "embedded promises have no schedules; start a Resonate server")
         if request["kind"] == "task.release" and (cause := cannot_run.cause_of_release()):
-            self._unexecutable[request["id"]] = cause
-            self._end_wait(request["id"])
+            self.unexecutable[request["id"]] = cause
             raise ConnectorError(cause)  # not released: the engine would offer it again at once, in a loop
-        if request["kind"] == "task.create":
-            self._end_wait(extract_action_data(request["action"])["id"])
         name = (headers or {})[ORIGIN_HEADER]
         async with self._entered([name]) as [origin]:
             response = _refusal(origin.state, request) or origin.state.apply(self._clock(), request)
@@ -143,15 +152,9 @@ class EmbeddedPromises(LocalConnection):
                 await self._save({name: origin})
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
-    def _end_wait(self, id_: str) -> None:
-        """End a wait for a task that this process cannot execute. It keeps the lease, so that a second run waits, too."""
-        if cause := self._unexecutable.get(id_):
-            message = OutgoingMessage(address="", message=cannot_run.message(id_, cannot_run.unexecutable(id_, cause)))
-            self._dispatch_messages([message])
-
     async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Apply requests for different top-level promises, and return the responses. One transaction reads them all,
-        and one writes them. Raises ConnectorError at an outage.
+        and one writes them. Raises ConnectorError if this process ends.
         """
         names = [request["id"] for request in requests]
         async with self._entered(names) as origins:
@@ -164,7 +167,7 @@ class EmbeddedPromises(LocalConnection):
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 for name in list(self._origins):
-                    with contextlib.suppress(ConnectorError):  # reported
+                    with contextlib.suppress(ConnectorError):
                         async with self._entered([name]) as [origin]:
                             origin.state.tick(self._clock())
                             if origin.state.outgoing:
@@ -191,11 +194,7 @@ class EmbeddedPromises(LocalConnection):
             if name not in self._origins:  # it was released while this request waited
                 self._read([name])
             reading = self._origins[name]
-            try:
-                origin = reading.result() if reading.done() else await asyncio.shield(reading)
-            except Unavailable as outage:
-                self._outages.report(outage)
-                raise ConnectorError(outage) from outage
+            origin = reading.result() if reading.done() else await asyncio.shield(reading)
             if self._origins.get(name) is reading:
                 origin.users += 1
                 return origin
@@ -213,13 +212,13 @@ class EmbeddedPromises(LocalConnection):
     async def _finish_reading(self, reading: dict[str, asyncio.Future[_Origin]]) -> None:
         select = "SELECT state FROM origins WHERE origin = ?"
         try:
-            rows = await self._database.transact(
+            rows = await self._transact(
                 lambda db: [db.execute(select, (name,)).fetchone() for name in reading], writes=False
             )
-        except Unavailable as outage:
+        except ConnectorError as closed:
             for name, origin in reading.items():
                 self._origins.pop(name, None)
-                origin.set_exception(outage)
+                origin.set_exception(closed)
                 origin.exception()  # perhaps nobody waits any more
         else:
             now = self._clock()
@@ -236,17 +235,26 @@ class EmbeddedPromises(LocalConnection):
             origin.state.outgoing = []
         if changed:
             rows = [(name, snapshot.decode()) for name, snapshot in changed.items()]
-            try:
-                check_identity(self._lock_path, identity(self._lock_fd))  # else another process may use them, too
-                await self._database.transact(
-                    lambda db: db.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?)", rows)
-                )
-            except Unavailable as outage:
-                self._outages.report(outage)
-                raise ConnectorError(outage) from outage
+            await self._transact(lambda db: db.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?)", rows))
             for name, snapshot in changed.items():
                 origins[name].saved = snapshot
         self._dispatch_messages(outgoing)
+
+    async def _transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        """Return the result of the work, and wait during an outage. Raises ConnectorError if this process ends."""
+
+        async def attempt() -> T:
+            try:
+                if writes:
+                    check_identity(self._lock_path, identity(self._lock_fd))  # else another process may use them, too
+                return await self._database.transact(work, writes=writes)
+            except Unavailable as outage:
+                raise Closed(str(outage)) if self.stopping else outage from outage
+
+        try:
+            return await self._outages.answer(str(self._database.path), attempt)
+        except Closed as closed:
+            raise ConnectorError(closed) from closed
 
 
 class ReadOnlyPromises:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from resonate.error import ResonateError
+from resonate.error import ResonateError, ServerError
+from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
 from clients.promises.cannot_run import CODEC
 from clients.promises.claims import batch_of
-from clients.promises.results import read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,9 +58,28 @@ class Promise:
         return str(self.value.get(name))
 
 
-async def get(resonate: Resonate, id_: str) -> Promise | None:
-    promise = await read(resonate, id_)
+async def get_promise(resonate: Resonate, id_: str) -> PromiseRecord | None:
+    """Return the promise as it is stored; None if it is not found."""
+    try:
+        return await resonate.promises.sender.promise_get(id_)
+    except ServerError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+    return None
+
+
+async def read_promise(resonate: Resonate, id_: str) -> Promise | None:
+    """Return the promise with its JSON value; None if it is not found."""
+    promise = await get_promise(resonate, id_)
     return None if promise is None else _decoded(promise)
+
+
+def handle_of(promise: PromiseRecord) -> ResonateHandle[Any]:
+    """Return a handle to a settled promise. The SDK's own is useless if a run under this id has failed before."""
+    result, created = Subscription(), asyncio.get_running_loop().create_future()
+    result.settle(PromiseResult(state=promise.state, value=promise.value))
+    created.set_result(None)
+    return ResonateHandle(promise.id, result, CODEC, Any, created)
 
 
 async def unresolved(resonate: Resonate) -> AsyncIterator[Promise]:

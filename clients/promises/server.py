@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import re
 import sys
+import time
 import uuid
 from datetime import timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 import msgspec
@@ -19,25 +20,22 @@ from resonate.retry import ExponentialBackoff
 from resonate.transport import ExecuteMsg, Message, Response, ResponseHead
 from resonate_base import PROTOCOL_VERSION
 
+from clients import limits
 from clients.account import PREFIX
-from clients.command import limits
-from clients.command.console import Unavailable, print_diagnostic
+from clients.command.console import print_diagnostic
+from clients.errors import NoAnswer, Unavailable
 from clients.promises import cannot_run
-from clients.promises.cannot_run import StillLeased
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from clients.command.outages import Outages
+    from clients.outages import Outages
 
 #: The group that workers listen to. The SDK's default group would also receive other applications' work.
-GROUP = PREFIX
+WORKERS = PREFIX
 
 #: How long a dead process's tasks stay leased. The SDK renews a lease after half of that time.
 LEASE = timedelta(seconds=10)
-
-#: Seconds between two requests for a task that another process has leased.
-POLL_INTERVAL_S = 0.5
 
 #: Seconds between the SDK's requests for a missing result: the message that carries it can get lost.
 REFRESH_INTERVAL_S = 5
@@ -66,19 +64,31 @@ REJECTED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 WAITING_TASKS_MAX = 10_000
 
 #: Seconds that a stopping process has for releasing its tasks.
-RELEASE_TIMEOUT_S = 0.6
+RELEASE_TIMEOUT_S = 2.0
+
+#: Seconds that the promise lives by which a worker checks that messages reach it.
+HOUR_S = 3600
+
+#: Seconds in which a message is delivered: the server pushes ten times a second.
+DELIVERY_S = 1
+
+#: Seconds by which a timer can end too early.
+TIMER_PRECISION_S = 0.01
+
+#: Who holds the lease of a task. "ended": the task is fulfilled, or there is none.
+type Lease = Literal["ours", "another's", "free", "ended"]
 
 
-def server(url: str, token: str | None, outages: Outages, *, serve: bool) -> dict[str, Any]:
-    """Return the arguments of `Resonate` for a command, or, with `serve`, for a worker."""
+def resonate_arguments(url: str, token: str | None, outages: Outages, *, serve: bool) -> dict[str, Any]:
+    """Return the arguments of `Resonate`. `serve`: receive the tasks that others have created, as a worker does."""
     pid = uuid.uuid4().hex
-    # A command has a group of its own: workers or a rerun resume the tasks of a dead process.
-    messages = Messages(url, token, pid, GROUP if serve else pid)
+    # Only a worker joins the workers' group. Workers, or a rerun, resume the tasks of a dead process.
+    messages = Messages(url, token, pid, WORKERS if serve else pid)
     return {
-        "network": Requests(url, token, outages, messages),
+        "network": Requests(url, token, outages, messages, pid, serve=serve),
         "sources": [messages],
         "pid": pid,
-        "group": GROUP,
+        "group": WORKERS,
         "ttl": LEASE,
         "token": token,
         "subscription_refresh_secs": REFRESH_INTERVAL_S,
@@ -102,150 +112,176 @@ def parsed(response: str) -> Response:
 
 
 class Requests(HttpConnection):
-    """The SDK's requests, with workarounds. The test in tests/test_canaries.py fails when the SDK needs one no more.
+    """The SDK's requests, with workarounds: docs/workarounds.md names each fault, and the test that fails without it."""
 
-    - Outages: a request that gets no answer in time is reported. The SDK would retry silently without a limit.
-      Canary: test_outages_are_retried_silently_without_a_limit.
-    - Reverse proxies: the answer of a proxy in the server's place is an outage. The SDK ignores the HTTP status.
-      Canary: test_http_status_is_ignored.
-    - Server errors: a request that the server answers with 5xx, because its database is locked for example,
-      is repeated. The SDK would give up the account. Every request may be repeated; in the worst case the
-      process waits for its own lease to expire. Canary: test_server_error_ends_the_execution.
-    - Unexpected errors: an error that the SDK does not expect, such as aiohttp's time-out after five minutes,
-      would end the execution without releasing its task. As a `ConnectorError` the task is released.
-      Canary: test_unexpected_error_of_a_request_ends_the_execution_without_a_release.
-    - Leases: a task of this process that another process has leased is polled until it is settled. The server
-      would offer it to one process of its choice and, if that one is dead, to the next only much later.
-      Canary: test_task_that_another_process_had_leased_is_not_requested_again.
-    - Results: a result of this process is delivered to it at once. The server pushes ten times a second.
-      Canary: test_own_result_is_not_delivered_before_the_server_pushes_it.
-    - Tasks that cannot be executed: a worker releases such a task, because another process may be able to execute it.
-      The server offers it again at once. The worker waits longer each time before it tries again. A command stops
-      waiting for it (cannot_run.py).
-      Canary: test_worker_releases_a_task_that_it_cannot_execute_and_is_offered_it_at_once.
-    - Missing promises: the SDK takes a 404 for the promise's end, also while it creates the promise.
-      Canary: test_listener_takes_a_404_for_the_end_of_a_promise_that_is_being_created.
-    - The end: the SDK closes the connection before the running tasks are released.
-      Canary: test_stop_closes_the_connection_before_running_tasks_are_released.
-    """
-
-    def __init__(self, url: str, token: str | None, outages: Outages, messages: Messages) -> None:
+    def __init__(
+        self, url: str, token: str | None, outages: Outages, messages: Messages, pid: str, *, serve: bool
+    ) -> None:
         super().__init__(url=url, auth=token, backoff=RECONNECT)
         self._name = f"the Resonate server at {re.sub('//[^/@]*@', '//', self._url)}"  # no password
         self._outages = outages
         self._messages = messages
+        self._pid = pid
+        self._serve = serve
         self._timeout_s = limits.FIRST_ANSWER_TIMEOUT_S
-        self._started: set[str] = set()
         self._leased_tasks: set[str] = set()
-        self._asking: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
-        self._stopped_event = asyncio.Event()
-        self._failing: set[Request] = set()
-        self._named: set[str] = set()
-        self._give_up: dict[str, float] = {}
-        self._cause = ""
+        self.stopping = False  # then no task is acquired any more
+        self._began: dict[asyncio.Task[Any] | None, float] = {}  # when each request began that is in flight
+        self._failing: set[asyncio.Task[Any] | None] = set()
+        self._reported_tasks: set[str] = set()
+        self.unexecutable: dict[str, ResonateError] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a workflow runs in this process."""
+        return bool(self._leased_tasks)
+
+    async def lease(self, id_: str) -> Lease:
+        """Return who holds the lease of a workflow's task."""
+        reply = await self._ask("task.get", id=id_)
+        task = reply.data["task"] if reply.head.status == HTTPStatus.OK else {"state": "missing"}
+        if task["state"] == "acquired":
+            return "ours" if task.get("pid") == self._pid else "another's"
+        return "free" if task["state"] == "pending" else "ended"
+
+    async def check_delivery(self) -> None:
+        """Make the server send messages to this process, until one arrives. Raises `NoAnswer`.
+
+        Each message offers the task of a promise that this process has made for this purpose.
+        """
+        self._messages.arrived.clear()
+        give_up = asyncio.get_running_loop().time() + limits.FIRST_ANSWER_TIMEOUT_S
+        while asyncio.get_running_loop().time() < give_up:
+            await self._request_message()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._messages.arrived.wait(), DELIVERY_S)
+                return
+        raise NoAnswer(
+            f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy before "
+            "the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for nginx, or the "
+            "like (docs/many-hosts.md)"
+        )
+
+    async def _request_message(self) -> None:
+        reply = await self._ask("task.get", id=self._messages.delivery_id)
+        if reply.head.status == HTTPStatus.OK and reply.data["task"]["state"] in ("pending", "acquired"):
+            # The server offers a task again as soon as it is released.
+            task = {"id": self._messages.delivery_id, "version": reply.data["task"]["version"]}
+            await self._ask("task.acquire", **task, pid=self._pid, ttl=1000 * HOUR_S)
+            await self._ask("task.release", **task)
+            return
+        self._messages.delivery_id = f"{PREFIX}_worker-{uuid.uuid4().hex}"
+        tags = {"resonate:target": self._messages.unicast()}
+        timeout_at = 1000 * (int(time.time()) + HOUR_S)
+        await self._ask("promise.create", id=self._messages.delivery_id, timeoutAt=timeout_at, param={}, tags=tags)
+
+    async def end_delivery(self) -> None:
+        """Settle the promise of `check_delivery`."""
+        await self._ask("promise.settle", id=self._messages.delivery_id, state="resolved", value={})
+
+    async def _ask(self, kind: str, **data: Any) -> Response:
+        """Make a request that the SDK has no method for."""
+        head = {"corrId": uuid.uuid4().hex, "version": PROTOCOL_VERSION}
+        request = Request(kind, data, head | ({"auth": self._auth} if self._auth else {}))
+        return self._reply(request, await self._send(msgspec.json.encode(request).decode(), {}))
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
         request = msgspec.json.decode(req, type=Request)
         if request.kind == "task.acquire":
             self._messages.waiting.discard(request.data["id"])
-        if request.kind == "task.release" and self._outages.wait_forever:
-            self._leased_tasks.discard(request.data["id"])
-            self._name_cause(request.data["id"])
-        response, reply = await self._ask(request, req, headers)
+            if self.stopping:
+                raise ConnectorError(RuntimeError("this process is stopping"))
+        if request.kind == "task.release":
+            self._check_release(request.data["id"])
+        try:
+            response = await self._send(req, dict(headers or {}))
+        finally:
+            if request.kind == "task.release":
+                self._leased_tasks.discard(request.data["id"])
+        reply = self._reply(request, response)
         if request.kind == "promise.register_listener" and reply.head.status == HTTPStatus.NOT_FOUND:
-            # The SDK takes this for the promise's end, and it asks even before the server has the promise.
-            if request.data["awaited"] in self._started:
-                self._report(f"no longer has the promise {request.data['awaited']}; run again")
+            # The SDK would take this for the promise's end, and it asks even before the server has the promise.
             raise ConnectorError(RuntimeError("no such promise"))
         self._track_lease(request, reply)
         return response
 
-    def _name_cause(self, id_: str) -> None:
-        """Print once why this worker does not run the task. Raises `ConnectorError` if the task must not be released."""
-        if hopeless := cannot_run.cause_of_release():
-            why, repeated = f"{hopeless}; its task is left to other processes", self._messages.refuse(id_)
-        else:
-            error = sys.exception()  # the SDK releases where it handles what went wrong
-            why = f"{error}; its task is not released and is redelivered after the lease expires"
-            cause = error.cause if isinstance(error, PlatformError) else error
-            conflict = (
-                isinstance(cause, ServerError) and cause.code == HTTPStatus.CONFLICT
-            )  # another process has leased it
-            outage = isinstance(cause, ConnectorError) and isinstance(cause.error, Unavailable)  # it is reported
-            repeated = conflict or outage or id_ in self._named
-            self._named.add(id_)
-        if not repeated:
-            print_diagnostic(f"cannot run {id_}: {why}")
-        if not hopeless:
-            raise ConnectorError(RuntimeError(why))
+    async def _send(self, req: str, headers: dict[str, str]) -> str:
+        try:
+            return await super().send(req, headers)
+        except UnicodeDecodeError:
+            return "not UTF-8"
+        except Exception as error:
+            raise error if isinstance(error, ResonateError) else ConnectorError(error) from error
+        finally:
+            self._began.pop(asyncio.current_task(), None)
+            self._failing.discard(asyncio.current_task())
 
     async def stop(self) -> None:
         """Give running tasks time to be released, so that the next process need not wait for the lease."""
-        self._stopping = True
-        for asking in self._asking.values():
-            asking.cancel()
+        self.stopping = True
         deadline = asyncio.get_running_loop().time() + RELEASE_TIMEOUT_S
-        while self._leased_tasks and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        while self._leased_tasks and not self._failing and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        self._stopped_event.set()
         await super().stop()
 
-    async def _ask(self, request: Request, req: str, headers: dict[str, str] | None) -> tuple[str, Response]:
-        """Return the response. A response with a server error (5xx) is not returned; the request is repeated."""
-        now = asyncio.get_running_loop().time
-        give_up = now() + limits.ANSWER_TIMEOUT_S
-        try:
-            while not (self._stopping and request.kind == "task.acquire"):
-                response = await self._answer(req, headers)
-                self._failing.discard(request)
-                reply = self._reply(request, response)
-                if reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                    return response, reply
-                self._failing.add(request)
-                if now() > give_up:
-                    self._report(f"keeps returning status {reply.head.status}; check the server and run again")
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped_event.wait(), POLL_INTERVAL_S)
-            raise ConnectorError(RuntimeError("this process is stopping"))
-        finally:
-            self._failing.discard(request)
-
-    async def _answer(self, req: str, headers: Mapping[str, str] | None) -> str:
-        answer: asyncio.Future[Any] = asyncio.ensure_future(super().send(req, dict(headers or {})))
-        stopped: asyncio.Future[Any] = asyncio.ensure_future(self._stopped_event.wait())
-        either = {answer, stopped}
-        try:
-            done, _ = await asyncio.wait(either, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                cause = f": {self._cause}; start it, or correct RESONATE_URL," if self._cause else "; start it"
-                self._report(f"did not answer within {self._timeout_s:.0f} s{cause} and run again")
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ConnectorError(RuntimeError("this process is stopping"))
-            response: str = answer.result()
-        except ResonateError:
-            raise
-        except UnicodeDecodeError:
-            response = "not UTF-8"
-        except Exception as error:
-            raise ConnectorError(error) from error
-        finally:
-            answer.cancel()
-            stopped.cancel()
-        self._timeout_s, self._cause = limits.ANSWER_TIMEOUT_S, ""
-        return response
+    def _check_release(self, id_: str) -> None:
+        """Note why the SDK releases a task. Raises `ConnectorError` if a worker must not release it."""
+        cause = cannot_run.cause_of_release()
+        if cause is not None:
+            self.unexecutable[id_] = cause
+        if not self._serve:
+            return
+        if cause is not None:
+            why, reported = f"{cause}; its task is left to other processes", self._messages.refuse(id_)
+        else:
+            error = sys.exception()  # the error that the SDK handles while it calls this
+            why = f"{error}; its task is not released and is redelivered after the lease expires"
+            root = error.cause if isinstance(error, PlatformError) else error
+            another_leased = isinstance(root, ServerError) and root.code == HTTPStatus.CONFLICT
+            closing = isinstance(root, ConnectorError) and isinstance(root.error, Unavailable)
+            reported = another_leased or closing or id_ in self._reported_tasks
+            self._reported_tasks.add(id_)
+        if not reported:
+            print_diagnostic(f"cannot run {id_}: {why}")
+        if cause is None and not self.stopping:
+            self._leased_tasks.discard(id_)
+            raise ConnectorError(RuntimeError(why))
 
     def _ensure_session(self) -> aiohttp.ClientSession:
         if self._session is None and not self._stopped:
             connector = aiohttp.TCPConnector(limit=self._conn_limit)
-            self._session = aiohttp.ClientSession(connector=connector, raise_for_status=self._check_sender)
+            self._session = aiohttp.ClientSession(connector=connector, middlewares=[self._attempt])
         return super()._ensure_session()
 
-    async def _check_sender(self, response: aiohttp.ClientResponse) -> None:
-        """Raise an error, as for a lost connection, if something else than a Resonate server answers with an error."""
-        status = response.status
-        if status < HTTPStatus.BAD_REQUEST or parsed(await response.text(errors="replace")).kind:
+    async def _attempt(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Make one attempt to get the server's answer. After a `ClientError`, the SDK makes the next one.
+
+        The SDK repeats silently and without a limit. So a failure that lasts is reported here, at each attempt.
+        """
+        task, now = asyncio.current_task(), asyncio.get_running_loop().time
+        began, timeout_s = self._began.setdefault(task, now()), self._timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await handler(request)
+                await self._check_answer(response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._failing.add(task)
+            if now() - began > timeout_s - TIMER_PRECISION_S:
+                cause = f": {error}; start it, or correct RESONATE_URL," if str(error) else "; start it"
+                self._report(f"did not answer within {timeout_s:.0f} s{cause} and run again")
+            raise aiohttp.ClientError(str(error)) from error
+        self._failing.discard(task)
+        self._timeout_s = limits.ANSWER_TIMEOUT_S
+        return response
+
+    async def _check_answer(self, response: aiohttp.ClientResponse) -> None:
+        """Raise `ClientError`, as for a lost connection, for an error of the server or of a proxy before it."""
+        status, is_resonate = response.status, bool(parsed(await response.text(errors="replace")).kind)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR and is_resonate:
+            raise aiohttp.ClientError(f"it keeps returning status {status}")
+        if status < HTTPStatus.BAD_REQUEST or is_resonate:
             return
         if status in REJECTED:
             self._report_rejection("")
@@ -255,18 +291,14 @@ class Requests(HttpConnection):
             )
         raise aiohttp.ClientError(f"a proxy answered with HTTP status {status}")
 
-    async def _sleep_or_stop(self, secs: float) -> None:
-        self._cause = str(sys.exception())  # the SDK sleeps where it handles what went wrong
-        await super()._sleep_or_stop(secs)
-
     def _reply(self, request: Request, response: str) -> Response:
         reply = parsed(response)
         if not reply.kind:
             self._report(f"sent an invalid response: {response[:60]!r}; correct RESONATE_URL and run again")
         elif reply.head.status in REJECTED:
             self._report_rejection(f" for {request.kind} {request.data.get('id', '')}")
-        elif not self._failing and reply.head.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._outages.over(self._name)
+        elif not self._failing:
+            self._outages.recovered(self._name)
         return reply
 
     def _report(self, problem: str) -> None:
@@ -278,76 +310,23 @@ class Requests(HttpConnection):
             f"{self._name} rejected the token{what}; correct RESONATE_TOKEN (docs/security.md) and run again"
         )
         rejection.is_temporary = False
-        self._outages.report(rejection)
+        self._outages.report(rejection, self._name)
 
     def _track_lease(self, request: Request, reply: Response) -> None:
-        """Track the tasks this process started and the leases it holds."""
-        done = reply.head.status < HTTPStatus.BAD_REQUEST
+        if reply.head.status >= HTTPStatus.BAD_REQUEST:
+            return
         match request.kind:
-            case "task.create":
-                task_id = request.data["action"]["data"]["id"]
-                self._started.add(task_id)
-                if reply.head.status == HTTPStatus.CONFLICT:
-                    if not self._asking:
-                        seconds = f"{LEASE.total_seconds():.0f} s"
-                        print_diagnostic(
-                            f"another process holds the lease of {task_id}; waiting for its result, or up to "
-                            f"{seconds} for the lease to expire"
-                        )
-                    self._ask_for(task_id)
-                elif done and reply.data["task"]["state"] == "acquired":
-                    self._leased_tasks.add(task_id)
-            case "task.acquire" if done:
+            case "task.create" if reply.data["task"]["state"] == "acquired":
+                self._leased_tasks.add(request.data["action"]["data"]["id"])
+                self.unexecutable.pop(request.data["action"]["data"]["id"], None)
+            case "task.acquire":
                 self._leased_tasks.add(request.data["id"])
-                self._give_up.pop(request.data["id"], None)
-            case "task.fulfill" | "task.suspend" if done:
+            case "task.suspend":
                 self._leased_tasks.discard(request.data["id"])
-                self._started.discard(request.data["id"])
-                if request.kind == "task.fulfill":
-                    self._messages.deliver("unblock", {"promise": reply.data["promise"]})
-            case "task.release":
+            case "task.fulfill":
                 self._leased_tasks.discard(request.data["id"])
-                if cause := cannot_run.cause_of_release():
-                    self._started.discard(request.data["id"])
-                    end = cannot_run.unexecutable(request.data["id"], cause)
-                    self._messages.deliver(**cannot_run.message(request.data["id"], end))
-                self._ask_for(request.data["id"])
-
-    def _ask_for(self, task_id: str) -> None:
-        if task_id in self._started and task_id not in self._asking:
-            self._asking[task_id] = asyncio.create_task(self._poll_until_leased(task_id))
-            self._asking[task_id].add_done_callback(lambda _: self._asking.pop(task_id))
-
-    async def _poll_until_leased(self, task_id: str) -> None:
-        head = {"corrId": uuid.uuid4().hex, "version": PROTOCOL_VERSION}
-        request = Request("task.get", {"id": task_id}, head | ({"auth": self._auth} if self._auth else {}))
-        now, timeout_s = asyncio.get_running_loop().time, limits.ANSWER_TIMEOUT_S
-        # The next runs of this task in this process give up at the same time: many accounts can wait for one batch.
-        if now() > self._give_up.get(task_id, -timeout_s) + timeout_s:
-            self._give_up[task_id] = now() + timeout_s
-        give_up = self._give_up[task_id]
-        with contextlib.suppress(ResonateError):  # stopping, or an outage that is reported
-            while task_id not in self._leased_tasks:
-                if now() > give_up:
-                    self._started.discard(task_id)
-                    end = StillLeased(
-                        f"promise {task_id} is still pending after {timeout_s:.0f} s, because another process holds its "
-                        "lease; wait for that process, or stop it, and run again"
-                    )
-                    self._messages.deliver(**cannot_run.message(task_id, end))
-                    break
-                await asyncio.sleep(POLL_INTERVAL_S)
-                reply = self._reply(request, await self._answer(msgspec.json.encode(request).decode(), None))
-                if reply.head.status == HTTPStatus.NOT_FOUND:
-                    break
-                state = reply.data["task"]["state"] if reply.head.status == HTTPStatus.OK else "unknown"
-                if state == "fulfilled":
-                    self._give_up.pop(task_id, None)
-                    break
-                if state == "pending":
-                    self._messages.deliver(
-                        "execute", {"task": {"id": task_id, "version": reply.data["task"]["version"]}}
-                    )
+                # The server pushes ten times a second; this process need not wait for that.
+                self._messages.deliver("unblock", {"promise": reply.data["promise"]})
 
 
 class Messages(SSEConnection):
@@ -363,6 +342,8 @@ class Messages(SSEConnection):
 
     def __init__(self, url: str, token: str | None, pid: str, group: str) -> None:
         super().__init__(url=url, pid=pid, group=group, auth=token, backoff=RECONNECT)
+        self.arrived = asyncio.Event()
+        self.delivery_id = f"{PREFIX}_worker"  # no promise has this id
         self.waiting: set[str] = set()
         self._refused: dict[str, int] = {}
         self._delayed: set[str] = set()
@@ -388,6 +369,8 @@ class Messages(SSEConnection):
                 message = msgspec.json.decode(raw, type=Message)
             if not isinstance(message, ExecuteMsg):
                 callback(raw)
+            elif message.task_id == self.delivery_id:
+                self.arrived.set()
             elif message.task_id not in self._refused:
                 queue(message.task_id, raw)
             elif message.task_id not in self._delayed:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tigerbeetle as tb
 
-from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -42,12 +41,14 @@ class EmbeddedLedger:
         CREATE INDEX IF NOT EXISTS accounts_user_data_128 ON accounts (user_data_128);
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
-        path = directory / "ledger.db"
-        self._database = ReadOnly(path) if read_only else Database(path, self.SCHEMA)
+    def __init__(self, directory: Path, file: type[Database] = Database) -> None:
+        self._database = file(directory / "ledger.db", self.SCHEMA)
+        self._is_open = False
 
     async def open(self) -> Self:
+        """Open the file. The first look-up does it, too, as TigerBeetle's client connects."""
         await self._database.open()
+        self._is_open = True
         return self
 
     async def close(self) -> None:
@@ -64,6 +65,8 @@ class EmbeddedLedger:
 
     async def lookup_accounts(self, accounts: list[int], /) -> list[tb.Account]:
         """Return the accounts that exist, in the order of the ids."""
+        if not self._is_open:
+            await self.open()
         return await self._database.transact(
             lambda db: [found for id_ in accounts if (found := _find(db, id_)) is not None], writes=False
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 
 #: The part of a form that says that there is a table at all.
 EXISTS = "a table"

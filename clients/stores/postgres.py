@@ -13,22 +13,21 @@ import re
 import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from clients.command import limits
-from clients.command.console import NoAnswer, Unavailable
+from clients import limits
+from clients.errors import Closed, NoAnswer, Unavailable
 from clients.stores.batcher import Batcher
 from clients.stores.form import EXISTS, check_form
+from clients.stores.system_of_reference import Row, SystemOfReference
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     import asyncpg
 
-
-#: A uuid and its guid.
-type Row = tuple[str, str]
+    from clients.outages import Outages
 
 #: Seconds between two attempts to use a server that is unavailable.
 RETRY_INTERVAL_S = 0.1
@@ -188,13 +187,14 @@ class ReadOnly(ConnectionError):
     sqlstate = "25006"
 
 
-class PostgresRows:
+class PostgresReference(SystemOfReference):
     """The rows, requested in batches: requests that arrive while a batch is in flight form the next batch."""
 
     name = "PostgreSQL"
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    def __init__(self, url: str, outages: Outages | None = None, *, read_only: bool = False) -> None:
         """`read_only`: do not make missing tables."""
+        super().__init__(outages)
         self.store = f"PostgreSQL at {place_of(url)}"
         self._url = url
         self._urls = hosts_of(url)
@@ -206,7 +206,7 @@ class PostgresRows:
         self._id: str | None = None
         self._closed = False
 
-    async def open(self) -> Self:
+    async def _open(self) -> None:
         """Connect, and make the tables. Raises `Unavailable`."""
         try:
             import asyncpg  # noqa: F401, PLC0415 - an optional package
@@ -216,7 +216,6 @@ class PostgresRows:
             ) from error
         check_files(self._url)
         await self._patiently(self._prepare, limits.FIRST_ANSWER_TIMEOUT_S)
-        return self
 
     async def close(self) -> None:
         """Refuse new requests, and close the connections. May be called again.
@@ -233,10 +232,10 @@ class PostgresRows:
 
     # -- Requests of the steps ---------------------------------------------
 
-    async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
+    async def _rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         return await self._reads.ask(pairs)
 
-    async def stage_many(self, pairs: list[Row]) -> list[bool]:
+    async def _stage_many(self, pairs: list[Row]) -> list[bool]:
         return await self._writes.ask(pairs)
 
     async def _read_batch(self, batch: list[list[Row]]) -> list[list[list[Row]]]:
@@ -269,12 +268,7 @@ class PostgresRows:
 
     # -- Requests of the operators -----------------------------------------
 
-    async def find(self, uuid: str, guids: list[str]) -> list[Row]:
-        return await self._fetch(
-            "SELECT uuid, guid FROM accounts WHERE uuid = $1 OR guid = ANY($2::text[])", uuid, guids
-        )
-
-    async def page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
+    async def _page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
         select = (
             "SELECT uuid AS key, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
         )
@@ -365,7 +359,7 @@ class PostgresRows:
                     outage = NoAnswer if passing or isinstance(error, socket.gaierror) else Unavailable
                     raise outage(self._explain(error)) from error
             await asyncio.sleep(RETRY_INTERVAL_S)
-        raise Unavailable(f"the connection to {self.store} is closing; run again to resume")
+        raise Closed(f"the connection to {self.store} is closing; run again to resume")
 
     async def _ask[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float) -> T:
         """Make one attempt, of at most `timeout_s`. Raises TimeoutError."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 from clients.stores.sqlite_file import ENDS, Database, check_regular, primary_code, remedy, text_or_bytes
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ class ReadOnly(Database):
     - Anything else: SQLite opens a private copy, and may change that.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, schema="")
+    writable = False
+
+    def __init__(self, path: Path, schema: str = "") -> None:
+        super().__init__(path, schema)
         self._copy: tuple[list[State], tempfile.TemporaryDirectory[str]] | None = None
 
     async def open(self) -> ReadOnly:

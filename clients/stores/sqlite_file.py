@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from clients.command import limits
-from clients.command.console import Unavailable
+from clients import limits
+from clients.errors import Closed, Unavailable
 from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ class Database:
     than a change of threads. The commit runs on a thread of its own.
     """
 
+    writable = True
+
     def __init__(self, path: Path, schema: str) -> None:
         self.path = path
         self._schema = schema
@@ -177,7 +179,7 @@ class Database:
         Raises `Unavailable` if SQLite cannot do it; the effects of `work` are then unknown.
         """
         if self._closed:
-            raise Unavailable(f"{self.path} is closing; run again to resume")
+            raise Closed(f"{self.path} is closing; run again to resume")
         result: T = await self._transactions.ask((work, writes))
         return result
 
@@ -202,7 +204,7 @@ class Database:
     async def _commit(self, batch: list[Transaction]) -> list[Any]:
         db = self._db
         if db is None:
-            raise Unavailable(f"{self.path} is closed; run again to resume")
+            raise Closed(f"{self.path} is closed; run again to resume")
         writes = any(writes for _, writes in batch)
         db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:

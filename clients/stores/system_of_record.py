@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import tigerbeetle as tb
 
+from clients import limits
 from clients.account import accounts_after, accounts_of, id_of, newest_account, owner_of
-from clients.command import limits
-from clients.command.console import Unavailable
+from clients.errors import Closed, NoAnswer, Unavailable
+from clients.outages import Outages
 from clients.stores.batcher import Batcher
-from clients.stores.io_uring import check_io_uring
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-
-    from clients.command.outages import Outages
+    from collections.abc import Callable, Coroutine
 
 
 class Ledger(Protocol):
@@ -36,38 +34,16 @@ CREATE_MAX = 8189
 #: Queries of a batch that are sent at once. With 128, a batch had 0.8 of the speed.
 QUERIES_MAX = 512
 
-#: Clients that `early.py` has started, by address and cluster id. `open_client` takes them.
-early_clients: dict[tuple[str, int], tb.ClientAsync] = {}
-
-
-def open_client(address: str, cluster: int) -> tb.ClientAsync:
-    """Return a TigerBeetle client. Raises `Unavailable` if the address is invalid."""
-    return early_clients.pop((address, cluster), None) or connect(address, cluster)
-
-
-def connect(address: str, cluster: int) -> tb.ClientAsync:
-    """Start a TigerBeetle client. Raises `Unavailable` if the address is invalid or the system does not let it start."""
-    check_io_uring()
-    try:
-        return tb.ClientAsync(cluster_id=cluster, replica_addresses=address)
-    except (tb.client.InitError, UnicodeEncodeError) as error:
-        reason = getattr(error.args[0], "name", "not ASCII")
-        if reason in ("UNEXPECTED", "OUT_OF_MEMORY", "SYSTEM_RESOURCES", "NETWORK_SUBSYSTEM"):
-            raise Unavailable(
-                f"the TigerBeetle client did not start ({reason}); raise this process's limits of memory, threads "
-                "and open files, and run again"
-            ) from error
-        raise Unavailable(
-            f"TB_ADDRESS={address!r} is invalid ({reason}); set it to ports or IP:port, separated by commas, "
-            "such as 3000 or 127.0.0.1:3000; host names are not accepted"
-        ) from error
-
 
 class SystemOfRecord:
-    def __init__(self, connect: Callable[[], Awaitable[Ledger]], store: str, outages: Outages) -> None:
+    """`connect` returns a new client. `store`: the product and its place, for outages."""
+
+    def __init__(
+        self, connect: Callable[[], Ledger], store: str = "TigerBeetle", outages: Outages | None = None
+    ) -> None:
         self._connect = connect
         self._store = store
-        self._outages = outages
+        self._outages = outages or Outages()
         self._client: Ledger | None = None
         self._creating = Batcher(self._create_batch)
         self._create_max = CREATE_MAX
@@ -75,8 +51,9 @@ class SystemOfRecord:
 
     async def open(self) -> Self:
         """Connect and wait for the first answer. Raises `Unavailable`."""
-        self._client = await self._connect()
+        self._client = self._connect()
         await self._ask(lambda client: client.lookup_accounts([0]), limits.FIRST_ANSWER_TIMEOUT_S)
+        self._outages.recovered(self._store)
         return self
 
     async def close(self) -> None:
@@ -160,7 +137,7 @@ class SystemOfRecord:
         while rest := accounts[len(statuses) : len(statuses) + self._create_max]:
             try:
                 request = operator.methodcaller("create_accounts", rest)
-                results = await self._ask(request, limits.ANSWER_TIMEOUT_S)
+                results = await self._ask(request)
             except tb.TooMuchDataError:  # a server with a smaller message size, as in development mode
                 if len(rest) == 1:
                     raise
@@ -170,37 +147,19 @@ class SystemOfRecord:
         return statuses
 
     async def _keep_pending[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
-        return await self._outages.keep_pending(self._store, lambda: self._ask(request, limits.ANSWER_TIMEOUT_S))
+        return await self._outages.keep_pending(self._store, lambda: self._ask(request))
 
-    async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+    async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
         """Make the request until it is answered. Every request may be repeated safely."""
         while (client := self._client) is not None:
-            # The client waits for its server without a limit, and cancelling a request leaks its packet.
-            # So the request is a task of its own that nobody cancels; closing the client ends it.
-            answer = asyncio.create_task(request(client))
-            while True:
-                answers = self._answers
-                if (await asyncio.wait({answer}, timeout=timeout_s))[0]:
-                    break
-                if self._answers != answers:
-                    continue  # the server answers one request after the other: this one is waiting its turn
-                wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
-                outage = Unavailable(
-                    f"{self._store} did not answer within {timeout_s:.0f} s; start it{'' if answers else wrong} "
-                    "and run again"
-                )
-                if not self._outages.wait_forever:
-                    answer.add_done_callback(lambda late: late.exception())
-                    raise outage
-                self._outages.report(outage, self._store)
             try:
-                result = answer.result()
+                result = await self._answer(client, request, timeout_s or limits.ANSWER_TIMEOUT_S)
             except tb.ClientClosedError:
                 continue
             except tb.ClientEvictedError:
                 # A cluster keeps 64 sessions and evicts the oldest. Its client needs a new one.
                 if self._client is client:
-                    self._client = await self._connect()
+                    self._client = self._connect()
                     await client.close()
             except (tb.ClientReleaseTooLowError, tb.ClientReleaseTooHighError) as error:
                 raise Unavailable(
@@ -209,9 +168,37 @@ class SystemOfRecord:
                 ) from error
             else:
                 self._answers += 1
-                self._outages.over(self._store)
                 return result
-        raise Unavailable(f"the connection to {self._store} is closing; run again to resume")
+        raise Closed(f"the connection to {self._store} is closing; run again to resume")
+
+    async def _answer[T](
+        self, client: Ledger, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float
+    ) -> T:
+        """Wait for the answer. Each time that it does not come in time, report the outage."""
+        repeated = False
+        while True:
+            answers = self._answers
+            # The client waits for its server without a limit, and cancelling a request leaks its packet. So the request
+            # is a task that nobody cancels. Closing the client ends it.
+            answer = asyncio.ensure_future(request(client))
+            while not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
+                others_answered = self._answers != answers
+                if repeated or not others_answered:
+                    wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
+                    self._outages.report(
+                        NoAnswer(
+                            f"{self._store} did not answer within {timeout_s:.0f} s; start it{'' if answers else wrong} "
+                            "and run again"
+                        ),
+                        self._store,
+                    )
+                if others_answered:
+                    break
+            else:
+                return answer.result()
+            # The client can lose an answer, so the request is repeated.
+            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+            repeated = True
 
 
 async def _query_all(queries: list[tb.QueryFilter], client: Ledger) -> list[list[tb.Account]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clients.stores.postgres import PostgresRows
+from clients.stores.postgres import PostgresReference
 
 from ..conftest import EmbeddedPostgresWorld, World, numbered
 from ..operations import backfills
@@ -62,7 +62,7 @@ def test_processes_that_share_connections_execute_only_their_own_statements(
     """Six clients share two connections. A prepared statement of one must not answer another."""
 
     async def client(url: str, uuids: list[str]) -> None:
-        reference = await PostgresRows(url).open()
+        reference = await PostgresReference(url).open()
         for uuid in uuids:
             pair = (uuid, f"guid of {uuid}")
             assert await reference.rows_of_many([pair]) == [[]]

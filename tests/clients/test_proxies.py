@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 from aiohttp import web
 
-from clients.command import limits
-from clients.command.console import Unavailable
-from clients.command.outages import Outages
+from clients import limits
+from clients.errors import Unavailable
+from clients.outages import Outages
 from clients.promises.server import Messages, Requests
 
 from ..conftest import HANG_S, ServerWorld, assert_accounts_exist, free_port, numbered, wait_until
@@ -120,7 +120,7 @@ def test_answer_of_a_proxy_is_an_outage_that_passes(status: int, body: str) -> N
             return web.Response(status=code, text=text)
 
         async with web_server(answer) as url:
-            requests = Requests(url, None, Outages(), Messages(url, None, "pid", "group"))
+            requests = Requests(url, None, Outages(), Messages(url, None, "pid", "group"), "pid", serve=False)
             await requests.start()
             assert json.loads(await requests.send(REQUEST)) == ENVELOPE
             await requests.stop()
@@ -160,13 +160,11 @@ def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, cas
     async def main() -> None:
         async with web_server(answer) as url:
             outages = Outages()
-            outages.wait_forever = waits
-            requests = Requests(url, None, outages, Messages(url, None, "pid", "group"))
+            requests = Requests(url, None, outages, Messages(url, None, "pid", "group"), "pid", serve=waits)
             await requests.start()
             sending = asyncio.create_task(requests.send(REQUEST))
             try:
-                async with outages.interrupting():
-                    await asyncio.wait_for(asyncio.Event().wait(), HANG_S)
+                await outages.result_or_raise(asyncio.sleep(HANG_S), waits=waits)
             finally:
                 sending.cancel()
                 await requests.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 from clients.settings import Settings, misspelt
 
 from ..conftest import HANG_S, ROOT, World

@@ -16,8 +16,9 @@ from typing import cast
 import pytest
 import tigerbeetle as tb
 
-from clients.command.limits import ANSWER_TIMEOUT_S
-from clients.command.outages import Outages
+from clients.command.console import print_diagnostic
+from clients.limits import ANSWER_TIMEOUT_S
+from clients.outages import Outages
 from clients.stores.system_of_record import Ledger, SystemOfRecord
 
 from ..conftest import World, format_ledger, free_port, needs, paused, tigerbeetle_replica
@@ -213,13 +214,7 @@ def test_late_answer_is_no_second_outage_while_others_are_answered(capsys: pytes
         slow = SlowLedger()
         ledger = cast("Ledger", slow)
         slow.answers[0].set()
-        outages = Outages()
-        outages.wait_forever = True
-
-        async def connect() -> Ledger:
-            return ledger
-
-        record = await SystemOfRecord(connect, "TigerBeetle", outages).open()
+        record = await SystemOfRecord(lambda: ledger, "TigerBeetle", Outages(print_diagnostic)).open()
         first, second, third = (asyncio.create_task(record.lookup(guid)) for guid in "123")
         await clock.move(0)  # they are sent
         await clock.move(ANSWER_TIMEOUT_S)

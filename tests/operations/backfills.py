@@ -13,9 +13,10 @@ from typing import Any
 
 from resonate.types import Value
 
+from clients.outages import Outages
 from clients.promises.reading import Promise
 from clients.settings import Settings
-from create_account import connect
+from operations.opening import connect
 from operations.reading import open_readers
 
 from ..conftest import HANG_S, World
@@ -73,7 +74,7 @@ def promise_of(world: World, id_: str) -> Promise | None:
     """Return the durable promise; None if it is not found."""
 
     async def read() -> Promise | None:
-        async with open_readers(Settings.read(world.env)) as readers:
+        async with open_readers(Settings.read(world.env), Outages()) as readers:
             return await readers.promise(id_)
 
     return asyncio.run(read())

@@ -16,7 +16,8 @@ from resonate.resonate import Resonate
 
 from clients.account import owner_of
 from clients.settings import Settings
-from create_account import connect, start
+from create_account import start
+from operations.opening import connect
 
 from ..conftest import HANG_S, ServerWorld, World
 

@@ -11,7 +11,7 @@ import tigerbeetle as tb
 from resonate.types import Value
 
 from clients.settings import Settings
-from create_account import connect
+from operations.opening import connect
 
 from ..conftest import HANG_S, World, quick_only
 from .commands import (

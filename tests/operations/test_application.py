@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clients.command import limits
-from clients.command.console import Halted, Unavailable, UsageError
+from clients import limits
+from clients.errors import Halted, NoAnswer, Unavailable, UsageError
+from clients.promises import server
 from clients.promises.cannot_run import Unexecutable
 from clients.settings import Settings
 from operations.application import open_accounts
 
-from ..conftest import EmbeddedWorld, World, locked, numbered
+from ..conftest import (
+    HANG_S,
+    EmbeddedWorld,
+    ServerWorld,
+    World,
+    format_ledger,
+    free_port,
+    locked,
+    numbered,
+    tigerbeetle_replica,
+)
 from .commands import commit, spoil, stage
 
 
@@ -114,3 +128,75 @@ def test_application_ends_while_a_store_is_unavailable(
 
     asyncio.run(main())
     assert embedded_world.run(user).status == 0
+
+
+def test_application_that_ends_with_calls_in_flight_prints_nothing_and_releases_all_leases(
+    world: World, user: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The calls raise `Unavailable`. Another process need not wait for a lease."""
+    uuids = numbered(user, 50)
+
+    async def main() -> list[Any]:
+        async with open_accounts(Settings.read(world.env)) as accounts:
+            calls = [asyncio.ensure_future(accounts.create(uuid)) for uuid in uuids]
+            await accounts.create(f"{user}-first")
+        ended = await asyncio.gather(*calls, accounts.find(user), accounts.create(user), return_exceptions=True)
+        return list(ended)
+
+    *created, find, create = asyncio.run(main())
+    assert {type(result) for result in created} <= {str, Unavailable}
+    assert str(find) == str(create) == "the accounts are closed; open them again with open_accounts, and call again"
+    assert capfd.readouterr().err == ""
+    assert asyncio.run(without_waiting(world, uuids))
+
+
+async def without_waiting(world: World, uuids: list[str]) -> bool:
+    """Create the accounts in another process's place, and return whether no lease had to expire."""
+    async with open_accounts(Settings.read(world.env)) as accounts:
+        await asyncio.gather(*map(accounts.create, uuids))
+    return True
+
+
+#: Seconds of a lease, and without an answer, in place of 10 and 30. A pause is shorter than both, between them, or longer.
+LEASE_S, PATIENCE_S = 2, 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [(part, s) for part in ("Resonate", "TigerBeetle", "application") for s in (1, 3, 8)])
+def test_each_call_ends_after_a_pause_and_the_next_one_returns_the_account(
+    server_world: ServerWorld,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    user: str,
+    paused_part: str,
+    pause_s: int,
+) -> None:
+    """A lease, a message or a task can be lost meanwhile. No worker is there to resume."""
+    uuids, (part, pause_s) = numbered(user, 64), pause
+    monkeypatch.setattr(server, "LEASE", timedelta(seconds=LEASE_S))
+    monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", PATIENCE_S)
+    format_ledger(tmp_path)
+    with tigerbeetle_replica(tmp_path, port := free_port()) as tigerbeetle:
+        server_world.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
+        pids = {"Resonate": server_world.resonate.pid, "TigerBeetle": tigerbeetle.pid, "application": os.getpid()}
+        wake = f"kill -STOP {pids[part]}; sleep {pause_s}; kill -CONT {pids[part]}"
+
+        async def main() -> tuple[list[Any], list[str], list[str | None], int]:
+            async with open_accounts(Settings.read(server_world.env)) as accounts:
+                await accounts.create(f"{user}-warm")
+                tasks = len(asyncio.all_tasks())
+                calls = asyncio.gather(*map(accounts.create, uuids), return_exceptions=True)
+                pausing = await asyncio.create_subprocess_shell(wake)
+                async with asyncio.timeout(HANG_S):
+                    ended = await calls
+                    await pausing.wait()
+                    created = await asyncio.gather(*map(accounts.create, uuids))
+                    found = await asyncio.gather(*map(accounts.find, uuids))
+                    while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
+                        await asyncio.sleep(0.1)
+                return ended, created, list(found), tasks
+
+        ended, created, found, _ = asyncio.run(main())
+        assert {type(result) for result in ended} <= {str, Unavailable, NoAnswer}
+        assert created == found
+        assert server_world.all_accounts(uuids) == {uuid: [guid] for uuid, guid in zip(uuids, created, strict=True)}

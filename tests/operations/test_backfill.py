@@ -21,9 +21,9 @@ from typing import IO, Any
 import pytest
 import tigerbeetle as tb
 
-from clients.opening import open_clients
 from clients.settings import Settings
 from operations.backfill import parse, read_lines
+from operations.opening import connect
 
 from ..conftest import HANG_S, ServerWorld, World, assert_accounts_exist, locked, numbered, quick_only, wait_until
 from .backfills import backfill, done, run
@@ -192,7 +192,7 @@ def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> N
     ]
 
     async def main() -> list[Any]:
-        async with open_clients(Settings.read(world.env)) as clients:
+        async with connect(Settings.read(world.env)) as (_, clients):
             answers = (clients.record.create(account) for account in asked)
             return await asyncio.gather(*answers, return_exceptions=True)
 

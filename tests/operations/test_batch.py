@@ -18,8 +18,8 @@ import tigerbeetle as tb
 from clients.account import owner_of, promise_id
 from clients.panic import Panic
 from clients.settings import Settings
-from create_account import connect
 from operations.batch import batch_id, create_accounts, register
+from operations.opening import connect
 
 from ..conftest import EmbeddedWorld, ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS

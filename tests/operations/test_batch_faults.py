@@ -9,11 +9,11 @@ import pytest
 import tigerbeetle as tb
 from resonate.types import Value
 
-from clients.command.console import Halted, Unavailable
+from clients.errors import Halted, Unavailable
 from clients.settings import Settings
-from create_account import connect
 from operations.batch import batch_id, create_batch
 from operations.create import create
+from operations.opening import connect
 
 from ..conftest import EmbeddedWorld, ServerWorld
 from .commands import commit, script, stage
@@ -24,14 +24,14 @@ def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
 
     async def run() -> None:
         async with connect(Settings.read(world.env)) as (resonate, clients):
-            real = getattr(clients.reference._rows, request)
+            real = getattr(clients.reference, f"_{request}")
 
             async def interrupted(*args: Any) -> Any:
                 await real(*args)
                 raise Unavailable("interrupted")
 
-            setattr(clients.reference._rows, request, interrupted)
-            await create_batch(list(uuids), resonate, clients)
+            setattr(clients.reference, f"_{request}", interrupted)
+            await clients.outages.result_or_raise(create_batch(list(uuids), resonate, clients))
 
     with pytest.raises(Unavailable, match="interrupted"):
         asyncio.run(run())

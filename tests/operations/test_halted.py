@@ -11,9 +11,9 @@ from resonate.types import Value
 import create_account
 from clients.account import promise_id
 from clients.settings import Settings
-from create_account import connect
 from operations import halted
 from operations.batch import batch_id, register
+from operations.opening import connect
 
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from clients.settings import Settings
-from create_account import DEADLINE, connect, create_account
+from create_account import DEADLINE, create_account
+from operations.opening import connect
 
 from ..conftest import ServerWorld, World, format_ledger, free_port, needs, tigerbeetle_replica, wait_until
 from .commands import (

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from resonate.types import Value
 
-from clients.command.outages import Outages
-from clients.opening import open_promises
-from clients.promises.one_reference import LIFETIME_MS, Identity, record
+from clients.outages import Outages
+from clients.promises.store_pin import LIFETIME_MS, Identity, pin
 from clients.settings import Settings
+from operations.opening import open_promises
 
 from ..conftest import PostgresServerWorld, ServerWorld, World, needs
 from .commands import Done, script
@@ -120,7 +120,7 @@ def test_one_of_two_first_processes_wins(server_world: ServerWorld) -> None:
         async with open_promises(settings, outages) as one, open_promises(settings, outages) as two:
             for number in range(1, 21):
                 a, b = Identity("a", "0"), Identity("b", "0")
-                first, second = await asyncio.gather(record(one, number, a), record(two, number, b))
+                first, second = await asyncio.gather(pin(one, number, a), pin(two, number, b))
                 assert first == second
                 assert first in (a, b)
 

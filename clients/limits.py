@@ -5,8 +5,8 @@ from __future__ import annotations
 #: Seconds that a store or server has for its first answer.
 FIRST_ANSWER_TIMEOUT_S = 5.0
 
-#: Seconds that a store or server has for each later answer. A run then gives up; the next run resumes.
+#: Seconds that a store or server has for each later answer.
 ANSWER_TIMEOUT_S = 30.0
 
-#: Seconds between two attempts of a worker, which does not give up.
-RETRY_INTERVAL_S = 0.5
+#: Seconds between two attempts of a step during an outage.
+RETRY_INTERVAL_S = 0.2

@@ -1,4 +1,4 @@
-"""Check that this process may use io_uring. Without it, the TigerBeetle client ends the process by SIGABRT."""
+"""Start a TigerBeetle client, or say in one line why it cannot start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import struct
 import sys
 
-from clients.command.console import Unavailable
+import tigerbeetle as tb
+
+from clients.errors import Unavailable
 
 IO_URING_SETUP = 425  # the number of the system call, on each processor that the client supports
 ENTRIES = 32  # as many as the client asks for
@@ -34,7 +36,10 @@ class IoUringUnavailable(Unavailable):
 
 
 def check_io_uring() -> None:
-    """Set up a ring, as the client will, and close it. Raises `Unavailable`, which says what to set."""
+    """Set up a ring, as the client will, and close it. Raises `Unavailable`, which says what to set.
+
+    Without io_uring, the client ends the process by SIGABRT.
+    """
     if sys.platform != "linux":
         return
     parameters = ctypes.create_string_buffer(120)
@@ -51,3 +56,30 @@ def check_io_uring() -> None:
 
 def _unavailable(cause: str, action: str) -> Unavailable:
     return IoUringUnavailable(f"the TigerBeetle client cannot use io_uring ({cause}); {action}; then run again")
+
+
+#: Clients that `clients/preconnect.py` has started, by address and cluster id. `open_client` takes them.
+early_clients: dict[tuple[str, int], tb.ClientAsync] = {}
+
+
+def open_client(address: str, cluster: int) -> tb.ClientAsync:
+    """Return a TigerBeetle client. Raises `Unavailable` if the address is invalid."""
+    return early_clients.pop((address, cluster), None) or connect(address, cluster)
+
+
+def connect(address: str, cluster: int) -> tb.ClientAsync:
+    """Start a TigerBeetle client. Raises `Unavailable` if the address is invalid or the system does not let it start."""
+    check_io_uring()
+    try:
+        return tb.ClientAsync(cluster_id=cluster, replica_addresses=address)
+    except (tb.client.InitError, UnicodeEncodeError) as error:
+        reason = getattr(error.args[0], "name", "not ASCII")
+        if reason in ("UNEXPECTED", "OUT_OF_MEMORY", "SYSTEM_RESOURCES", "NETWORK_SUBSYSTEM"):
+            raise Unavailable(
+                f"the TigerBeetle client did not start ({reason}); raise this process's limits of memory, threads "
+                "and open files, and run again"
+            ) from error
+        raise Unavailable(
+            f"TB_ADDRESS={address!r} is invalid ({reason}); set it to ports or IP:port, separated by commas, "
+            "such as 3000 or 127.0.0.1:3000; host names are not accepted"
+        ) from error

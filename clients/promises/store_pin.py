@@ -18,9 +18,9 @@ from resonate.error import ResonateError
 from resonate.types import Value
 
 from clients.account import PREFIX
-from clients.command.console import Unavailable
+from clients.errors import Unavailable
 from clients.promises.cannot_run import CODEC
-from clients.promises.results import read
+from clients.promises.reading import get_promise
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -41,24 +41,24 @@ class Identity:
         return f"store {self.store} and cluster {self.cluster}"
 
 
-def record_id(number: int) -> str:
+def pin_id(number: int) -> str:
     return f"{PREFIX}_reference-{number}"
 
 
-async def recorded(resonate: Resonate) -> tuple[int, Identity | None]:
+async def pinned(resonate: Resonate) -> tuple[int, Identity | None]:
     """Return the number of the last record, and the record. (0, None) if there is none.
 
     (number, None): that promise is settled and records no store, because an operator canceled it, for example.
     """
     number, last = 0, None
-    while (promise := await _settled(resonate, record_id(number + 1))) is not None:
+    while (promise := await _settled(resonate, pin_id(number + 1))) is not None:
         number, last = number + 1, _identity(promise)
     return number, last
 
 
-async def record(resonate: Resonate, number: int, identity: Identity) -> Identity | None:
+async def pin(resonate: Resonate, number: int, identity: Identity) -> Identity | None:
     """Record the identity under this number, and return what is recorded: another process may be first."""
-    id_ = record_id(number)
+    id_ = pin_id(number)
     timeout_at = int(time.time() * 1000) + LIFETIME_MS
     await resonate.promises.create(id_, timeout_at, Value(data=None), {})
     await resonate.promises.resolve(id_, Value(data={"store": identity.store, "cluster": identity.cluster}))
@@ -69,15 +69,15 @@ async def record(resonate: Resonate, number: int, identity: Identity) -> Identit
 
 async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
     """Return one line if the record differs from this process's store or cluster; None if there is no record."""
-    number, last = await recorded(resonate)
+    number, last = await pinned(resonate)
     return _differs(number, last, identity) if number else None
 
 
-async def check_or_record(resonate: Resonate, identity: Identity) -> None:
+async def check_or_pin(resonate: Resonate, identity: Identity) -> None:
     """Raise `Unavailable` if the record differs. Without a record, create the first one."""
-    number, last = await recorded(resonate)
+    number, last = await pinned(resonate)
     if number == 0:
-        number, last = 1, await record(resonate, 1, identity)
+        number, last = 1, await pin(resonate, 1, identity)
     if line := _differs(number, last, identity):
         raise Unavailable(line)
 
@@ -86,14 +86,14 @@ def _differs(number: int, last: Identity | None, identity: Identity) -> str | No
     if last == identity:
         return None
     return (
-        f"promise {record_id(number)} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
+        f"promise {pin_id(number)} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
         "or TB_CLUSTER_ID; only after a move or a restore run `python -m operations reference --accept`"
     )
 
 
 async def _settled(resonate: Resonate, id_: str) -> PromiseRecord | None:
     """Return the promise. None if it is missing, or if its creator died before it resolved it."""
-    promise = await read(resonate, id_)
+    promise = await get_promise(resonate, id_)
     return None if promise is None or promise.state == "pending" else promise
 
 

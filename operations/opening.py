@@ -1,0 +1,199 @@
+"""Open the stores and the promises that the settings name, and close them again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from resonate.resonate import Resonate
+from resonate.retry import Never
+
+from clients import limits
+from clients.command.console import print_diagnostic
+from clients.errors import Unavailable
+from clients.outages import Outages
+from clients.promises import cannot_run, server
+from clients.promises.embedded import EmbeddedPromises, ReadOnlyPromises
+from clients.promises.reading import get_promise, handle_of
+from clients.promises.server import WORKERS, Requests, resonate_arguments
+from clients.promises.store_pin import Identity, check_or_pin
+from clients.stores.embedded_ledger import EmbeddedLedger
+from clients.stores.postgres import PostgresReference
+from clients.stores.read_only import ReadOnly
+from clients.stores.sqlite_file import Database
+from clients.stores.system_of_record import SystemOfRecord
+from clients.stores.system_of_reference import SqliteReference, SystemOfReference
+from clients.stores.tigerbeetle_client import open_client
+from create_account import register
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from resonate.handle import ResonateHandle
+
+    from clients.settings import Settings
+
+#: Seconds between two looks at a promise whose result is missing.
+POLL_INTERVAL_S = 0.5
+
+#: Seconds that running workflows have to finish before the stores are closed.
+FINISH_TIMEOUT_S = 0.5
+
+
+class Clients:
+    """The two stores, the promises, and the `Resonate` object that runs the workflow with them.
+
+    `serve`: run the workflow also when other programs ask the Resonate server for it, as a worker does.
+    """
+
+    def __init__(self, settings: Settings, outages: Outages, *, serve: bool = False) -> None:
+        self.outages = outages
+        self.reference = make_reference(settings, outages)
+        self.network: EmbeddedPromises | Requests
+        arguments: dict[str, Any]
+        if settings.resonate_url is None:
+            self.network = EmbeddedPromises(settings.data_dir, WORKERS, outages)
+            # A lease is the right to run a task for some time. Only one process exists here, so 0: it never expires.
+            arguments = {"network": self.network, "ttl": timedelta(0), "subscription_refresh_secs": 0}
+        else:
+            arguments = resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+            self.network = arguments["network"]
+        self.record = make_record(settings, outages)
+        self.resonate = Resonate(**arguments, retry_policy=Never(), autostart=False)
+        register(self.resonate, self.reference, self.record)
+        self._settings = settings
+        self._give_up: dict[str, float] = {}
+
+    async def open(self) -> None:
+        """Open both stores and the promises. Raises `Unavailable`."""
+
+        async def open_reference_and_check() -> None:
+            await self.reference.open()
+            if self._settings.resonate_url is not None:
+                identity = Identity(await self.reference.identity(), str(self._settings.tb_cluster_id))
+                async with open_promises(self._settings, self.outages) as resonate:
+                    await check_or_pin(resonate, identity)
+
+        if isinstance(self.network, EmbeddedPromises):
+            await self.network.open()
+        # Check the store first, and only then let a worker receive tasks.
+        await asyncio.gather(open_reference_and_check(), self.record.open())
+        self.resonate.start()
+
+    async def close(self) -> None:
+        """Let running workflows finish, and close everything. A step that still waits ends without a result."""
+        self.network.stopping = True
+        give_up = asyncio.get_running_loop().time() + FINISH_TIMEOUT_S
+        while self.network.busy and not self.outages.ongoing and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        stopping = asyncio.ensure_future(self.resonate.stop())
+        await asyncio.gather(self.reference.close(), self.record.close())
+        await stopping
+        if isinstance(self.network, EmbeddedPromises):
+            await self.network.close()
+
+    async def settled(self, id_: str, start: Callable[[], ResonateHandle[Any]]) -> ResonateHandle[Any]:
+        """Start or resume the workflow of a promise, wait until it is settled, and return its handle.
+
+        The SDK waits for a message, without a limit. A message can be lost, and so can the lease of a process that was
+        paused or died. So this looks at the promise regularly, and starts the workflow again if nobody runs it.
+
+        Raises `Unexecutable`, `StillLeased`, and `Unavailable` if the promise is lost.
+        """
+        handle = start()
+        # Raises the error if the promise could not be created. A cancellation must not reach the SDK's creation of it.
+        await asyncio.shield(handle.id())
+        result = asyncio.ensure_future(handle.result())
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())
+        waits_for_another = False
+        try:
+            while not (await asyncio.wait({result}, timeout=POLL_INTERVAL_S))[0]:
+                if cause := self.network.unexecutable.get(id_):
+                    raise cannot_run.unexecutable(id_, cause)
+                match await self.network.lease(id_):
+                    case "ended":
+                        promise = await get_promise(self.resonate, id_)
+                        if promise is None:
+                            raise Unavailable(f"the Resonate server no longer has the promise {id_}; run again")
+                        if promise.state != "pending":
+                            handle = handle_of(promise)
+                            break
+                    case "free":
+                        await asyncio.shield(start().id())
+                    case "another's":
+                        self._check_patience(id_)
+                        if not waits_for_another:
+                            print_diagnostic(
+                                f"another process holds the lease of {id_}; waiting for its result, or up to "
+                                f"{server.LEASE.total_seconds():.0f} s for the lease to expire"
+                            )
+                        waits_for_another = True
+        finally:
+            result.cancel()
+        self._give_up.pop(id_, None)
+        return handle
+
+    def _check_patience(self, id_: str) -> None:
+        """Raise `StillLeased` if this process has waited too long for another one.
+
+        All runs that wait for the same task give up at the same time: many accounts can wait for one batch.
+        """
+        now, timeout_s = asyncio.get_running_loop().time(), limits.ANSWER_TIMEOUT_S
+        if now > self._give_up.get(id_, -timeout_s) + timeout_s:
+            self._give_up[id_] = now + timeout_s
+        if now > self._give_up[id_]:
+            raise cannot_run.StillLeased(
+                f"promise {id_} is still pending after {timeout_s:.0f} s, because another process holds its lease; wait for "
+                "that process, or stop it, and run again"
+            )
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    settings: Settings, *, serve: bool = False, announce: bool = False
+) -> AsyncIterator[tuple[Resonate, Clients]]:
+    """Open everything for the block. Raises `Unavailable`; a worker waits for each store's first answer.
+
+    `announce`: print one line when an outage begins, and one when it ends.
+    """
+    outages = Outages(print_diagnostic if announce else lambda _: None)
+    clients = Clients(settings, outages, serve=serve)
+    try:
+        await outages.result_or_raise(clients.open(), waits=serve)
+        yield clients.resonate, clients
+    finally:
+        await clients.close()
+
+
+def make_record(settings: Settings, outages: Outages, *, read_only: bool = False) -> SystemOfRecord:
+    """Return the System of Record that the settings name, not yet open."""
+    address, cluster = settings.tb_address, settings.tb_cluster_id
+    if address is None:
+        ledger = EmbeddedLedger(settings.data_dir, ReadOnly if read_only else Database)
+        return SystemOfRecord(lambda: ledger, "the embedded ledger", outages)
+    return SystemOfRecord(
+        lambda: open_client(address, cluster), f"TigerBeetle at {address} (cluster {cluster})", outages
+    )
+
+
+def make_reference(settings: Settings, outages: Outages, *, read_only: bool = False) -> SystemOfReference:
+    """Return the System of Reference that the settings name, not yet open."""
+    if settings.reference_url is not None:
+        return PostgresReference(settings.reference_url, outages, read_only=read_only)
+    return SqliteReference(settings.data_dir / "accounts.db", outages, ReadOnly if read_only else Database)
+
+
+@contextlib.asynccontextmanager
+async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
+    """Connect to the promises, to read them. No workflow can run here: there is no function and no listener."""
+    if settings.resonate_url is None:
+        arguments: dict[str, Any] = {"network": await ReadOnlyPromises(settings.data_dir).open()}
+    else:
+        arguments = resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=False)
+    resonate = Resonate(**arguments | {"sources": []})
+    try:
+        yield resonate
+    finally:
+        await resonate.stop()
