@@ -164,15 +164,12 @@ LEASE_S, PATIENCE_S = 2, 5
 @pytest.mark.slow
 @pytest.mark.parametrize("pause", [(part, s) for part in ("Resonate", "TigerBeetle", "application") for s in (1, 3, 8)])
 def test_each_call_ends_after_a_pause_and_the_next_one_returns_the_account(
-    server_world: ServerWorld,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    user: str,
-    paused_part: str,
-    pause_s: int,
+    server_world: ServerWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: tuple[str, int]
 ) -> None:
     """A lease, a message or a task can be lost meanwhile. No worker is there to resume."""
-    uuids, (part, pause_s) = numbered(user, 64), pause
+    part, pause_s = pause
+    user = f"{part}-{pause_s}"
+    uuids = numbered(user, 64)
     monkeypatch.setattr(server, "LEASE", timedelta(seconds=LEASE_S))
     monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", PATIENCE_S)
     format_ledger(tmp_path)
