@@ -30,7 +30,7 @@ def check_uuid(uuid: str) -> str:
     if not uuid:
         raise ValueError("the uuid is empty")
     if len(uuid) > UUID_MAX_CHARACTERS:
-        raise ValueError(f"the uuid has {len(uuid)} characters; the maximum is {UUID_MAX_CHARACTERS}")
+        raise ValueError(f"the uuid has more than {UUID_MAX_CHARACTERS} characters")
     if ":" in uuid:
         raise ValueError("the uuid contains a colon, which separates the parts of a promise's id")
     for character in [] if uuid.isprintable() else uuid:
