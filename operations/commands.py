@@ -35,7 +35,7 @@ see README.md, 'Settings'. `%(prog)s COMMAND --help` explains one command.
 COMMON = """\
   1    a store, a server or a setting is unavailable or invalid
   2    the command line is invalid
-  130  Ctrl-C
+  130  Ctrl-C: the command dies of SIGINT (143: SIGTERM, 129: SIGHUP)
 """
 
 #: What each command decides, and its exit statuses besides the common ones.

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from resonate.error import ResonateError
 
 from clients.command import limits
-from clients.command.console import INTERRUPTED, Unavailable, print_diagnostic
+from clients.command.console import Unavailable, print_diagnostic, received
 from clients.promises.one_reference import Identity, check_or_record
 from create_account import connect
 from operations.batch import register
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 async def run(settings: Settings, health_file: Path | None = None) -> int:
     if settings.resonate_url is None:
         raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
-    received = cancel_at_first_signal()
     try:
         async with connect(settings, serve=True) as (resonate, clients):
             register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
@@ -55,26 +54,10 @@ async def run(settings: Settings, health_file: Path | None = None) -> int:
                 clients.outages.wait_forever = False
                 print_diagnostic("stopping: releasing the tasks in progress")
     except asyncio.CancelledError:
-        return 0 if signal.SIGTERM in received else INTERRUPTED
+        if received != [signal.SIGTERM]:
+            raise
+        received.clear()  # the usual end of a worker is a success
     return 0
-
-
-def cancel_at_first_signal() -> list[signal.Signals]:
-    """Cancel this task at the first SIGTERM or SIGINT; a second one ends the process. Returns the signals received."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    received: list[signal.Signals] = []
-
-    def receive(number: signal.Signals) -> None:
-        received.append(number)
-        for either in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(either)
-            signal.signal(either, signal.SIG_DFL)
-        if task is not None:
-            task.cancel()
-
-    for either in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(either, receive, either)
-    return received
 
 
 async def watch_record(resonate: Resonate, identity: Identity) -> None:

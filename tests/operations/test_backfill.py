@@ -332,7 +332,7 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
 
 
 @pytest.mark.parametrize("waiting_for", quick_only(["an account"], ["a line", "its reader", "an account"]))
-def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) -> None:
+def test_backfill_dies_of_ctrl_c(embedded_world: World, waiting_for: str) -> None:
     uuids = [f"{number:0200}" for number in range(3_000)]
     file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
@@ -348,7 +348,7 @@ def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) 
             wait_until(lambda: is_full(process.stdout))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=HANG_S)
-    assert process.returncode == 130
+    assert process.returncode == -signal.SIGINT
     assert len(embedded_world.sql("SELECT uuid FROM accounts")) < len(uuids)
     assert "run again with the same input" in err
     assert "Traceback" not in err

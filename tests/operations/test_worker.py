@@ -220,7 +220,9 @@ def test_another_worker_finishes_the_tasks_of_a_killed_worker(server_world: Serv
     assert_exist(server_world, accounts, uuids)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT), (signal.SIGHUP, -signal.SIGHUP)]
+)
 def test_stopping_worker_releases_its_tasks(
     server_world: ServerWorld, user: str, number: signal.Signals, status: int
 ) -> None:
