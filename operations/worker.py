@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
 async def run(settings: Settings, health_file: Path | None = None) -> int:
     if settings.resonate_url is None:
         raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
+    health = None if health_file is None else HealthFile(health_file)
     try:
         async with connect(settings, serve=True) as (resonate, clients):
             register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
             identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
             print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
             try:
-                await asyncio.gather(watch_record(resonate, identity), watch_stores(clients, health_file))
+                await asyncio.gather(watch_record(resonate, identity), watch_stores(clients, health))
             finally:
                 clients.outages.wait_forever = False
                 print_diagnostic("stopping: releasing the tasks in progress")
@@ -68,11 +70,42 @@ async def watch_record(resonate: Resonate, identity: Identity) -> None:
             await check_or_record(resonate, identity)
 
 
-async def watch_stores(clients: Clients, health_file: Path | None) -> None:
+async def watch_stores(clients: Clients, health: HealthFile | None) -> None:
     """Ask both stores regularly, for the same reason. While all answer, touch the file, for a container's health check."""
     while True:
         await clients.reference.rows_of("", "")
         await clients.record.lookup_accounts([0])
-        if health_file is not None and not clients.outages.ongoing:
-            await asyncio.to_thread(health_file.touch)
+        if health is not None and not clients.outages.ongoing:
+            await asyncio.to_thread(health.touch)
         await asyncio.sleep(limits.ANSWER_TIMEOUT_S)
+
+
+class HealthFile:
+    """The file that a healthy worker touches."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise `Unavailable` if the file cannot be written. The file is not touched yet."""
+        self._path, self._failing = path, False
+        try:
+            existed = path.exists()
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK))  # a pipe is refused, and not waited for
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise Unavailable(
+                f"cannot write --health-file {path}: {error.strerror}; correct it and run again"
+            ) from error
+
+    def touch(self) -> None:
+        """Touch the file. A failure is said once, and ends no worker: its accounts do not depend on the file."""
+        try:
+            self._path.touch()
+        except OSError as error:
+            if not self._failing:
+                print_diagnostic(
+                    f"cannot write --health-file {self._path}: {error.strerror}; this worker works, but its health check "
+                    "will fail; correct it"
+                )
+            self._failing = True
+        else:
+            self._failing = False

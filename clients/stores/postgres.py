@@ -64,7 +64,8 @@ RELIED_ON = {
     "NOT current_setting('transaction_read_only')::boolean": READ_ONLY,
     "current_setting('server_encoding') = 'UTF8'": "is not a UTF-8 database; create one with ENCODING 'UTF8'",
     "current_setting('client_encoding') = 'UTF8'": "does not receive UTF-8; correct the proxy before it and run again",
-    "current_setting('fsync') = 'on'": "can lose rows in a power cut; set fsync=on and run again",
+    # Some services switch fsync off because others sync the writes, which a transaction waits for.
+    "(current_setting('fsync') = 'on' OR current_setting('synchronous_standby_names') <> '')": "can lose rows in a power cut; set fsync=on and run again",
     "current_setting('synchronous_commit') = 'on'": "ignores SET LOCAL; correct the proxy before it and run again",
     "current_setting('transaction_isolation') = 'read committed'": "ignores BEGIN; correct the proxy before it and run again",
 }
@@ -95,14 +96,14 @@ def verified(sql: str, id_parameter: int | None) -> str:
 
 
 #: The tables' columns and unique keys. With other ones, a row could be missing for a read and exist for a write.
+SAFE = {EXISTS, "a write-ahead log", "no row level security"}
 FORMS = {
-    "accounts": {
-        EXISTS, 'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique btree (uuid)", "unique btree (guid)",
-    },
-    "reference": {EXISTS, "column one boolean", 'column id text COLLATE "default"', "unique btree (one)"},
-}  # fmt: skip
+    "accounts": SAFE
+    | {'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique (uuid)", "unique (guid)"},
+    "reference": SAFE | {"column one boolean", 'column id text COLLATE "default"', "unique (one)"},
+}
 
-#: Reads the form of a table: its columns of these names, its unique keys, and what makes it no ordinary table.
+#: Reads the form of a table, of its columns of these names only. A key that is being rebuilt is valid or has a valid twin.
 FORM = f"""
     SELECT '{EXISTS}' WHERE to_regclass($1) IS NOT NULL
     UNION ALL
@@ -111,14 +112,14 @@ FORM = f"""
     FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attname = ANY($2::text[])
     UNION ALL
-    SELECT 'unique ' || split_part(pg_get_indexdef(indexrelid), ' USING ', 2)
-      || CASE WHEN indisvalid AND indimmediate THEN '' ELSE ' not valid, or deferrable' END
-    FROM pg_index WHERE indrelid = to_regclass($1) AND (indisunique OR indisexclusion)
+    SELECT 'unique (' || attname || ')'
+    FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] AND attcollation = indcollation[0]
+    WHERE indrelid = to_regclass($1) AND attname = ANY($2::text[])
+      AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL AND indnkeyatts = 1
     UNION ALL
-    SELECT 'row level security' WHERE row_security_active(to_regclass($1))
+    SELECT 'no row level security' WHERE NOT row_security_active(to_regclass($1))
     UNION ALL
-    SELECT CASE WHEN relkind = 'r' THEN 'no write-ahead log (UNLOGGED)' ELSE 'another kind than TABLE' END
-    FROM pg_class WHERE oid = to_regclass($1) AND (relkind <> 'r' OR relpersistence <> 'p')
+    SELECT 'a write-ahead log' FROM pg_class WHERE oid = to_regclass($1) AND relpersistence = 'p'
 """  # noqa: S608
 
 PORT_MAX = 65_535

@@ -270,6 +270,16 @@ def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
     assert_resumes(postgres_world, user, ["2", "3"])
 
 
+def test_server_without_fsync_is_refused_unless_others_sync_the_writes(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    own_postgres.configure(fsync="off")
+    assert_gave_up(postgres_world.run(user, **LIMITS), "can lose rows in a power cut")
+    own_postgres.configure(synchronous_standby_names="missing")
+    assert_gave_up(postgres_world.run(user, **LIMITS), "synchronous standby")
+    assert postgres_world.accounts(user) == []
+
+
 def test_replica_is_refused(postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str) -> None:
     """It may lack a row that was just staged: a panic for nothing."""
     name = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
