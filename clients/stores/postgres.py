@@ -33,6 +33,10 @@ type Row = tuple[str, str]
 #: Seconds between two attempts to use a server that is unavailable.
 RETRY_INTERVAL_S = 0.1
 
+#: Seconds without a request after which a connection is closed. Load balancers and firewalls forget a connection that was
+#: idle for some minutes, and do not say so: its next request would get no answer.
+IDLE_MAX_S = 30
+
 #: Seconds that the requests in flight have when the connections close.
 CLOSE_TIMEOUT_S = 0.5
 
@@ -202,7 +206,7 @@ class PostgresRows:
         self._read_only = read_only
         self._reads = Batcher(self._read_batch)
         self._writes = Batcher(self._write_batch)
-        self._idle: list[asyncpg.Connection] = []
+        self._idle: dict[asyncpg.Connection, asyncio.TimerHandle] = {}
         self._used: set[asyncpg.Connection] = set()
         self._id: str | None = None
         self._closed = False
@@ -372,10 +376,12 @@ class PostgresRows:
         """Make one attempt, of at most `timeout_s`. Raises TimeoutError."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + timeout_s
-        while self._idle and self._idle[-1].is_closed():
-            self._idle.pop()
-        known = bool(self._idle)
-        connection = self._idle.pop() if known else await self._connect()
+        known = None
+        while self._idle and known is None:
+            idle, timer = self._idle.popitem()
+            timer.cancel()
+            known = None if idle.is_closed() else idle
+        connection = known or await self._connect()
         self._used.add(connection)
         try:
             with ending(connection, give_up):
@@ -395,7 +401,7 @@ class PostgresRows:
         if self._closed:
             connection.terminate()
         else:
-            self._idle.append(connection)
+            self._idle[connection] = loop.call_later(IDLE_MAX_S, connection.terminate)
         return answer
 
     def _explain(self, error: Exception) -> str:
