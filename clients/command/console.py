@@ -109,8 +109,16 @@ def run_async(command: "Coroutine[Any, Any, Any]") -> Any:
             loop.add_signal_handler(number, receive, number)
         return await command
 
-    with asyncio.Runner() as runner:
+    runner = asyncio.Runner()
+    try:
         runner.get_loop().set_default_executor(Threads())
+    except OSError as error:
+        command.close()  # Python would print that it was never awaited, and how the unfinished loop is closed
+        sys.unraisablehook = lambda _: None
+        raise Unavailable(
+            f"cannot start: {error.strerror}; raise the limit of open files, as with `ulimit -n`, and run again"
+        ) from error
+    with runner:
         try:
             return runner.run(cancellable())
         except asyncio.CancelledError:
@@ -184,6 +192,11 @@ def _status(module: str, first: str) -> int:
     except OSError as error:
         return _fail(f"{error}; fix the cause and run again: an account that is begun is resumed")
     except Exception as error:
+        if "can't start new thread" in str(error):
+            return _fail(
+                "cannot start a thread; raise the limits of processes and memory, as with `ulimit -u`, or a container's "
+                "limit of pids, and run again: an account that is begun is resumed"
+            )
         if {"-v", "--verbose"} & set(sys.argv):
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with -v for the traceback")

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import re
 import socket
 import ssl
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, urlsplit
 
 from clients.command import limits
 from clients.command.console import NoAnswer, Unavailable
@@ -135,6 +138,14 @@ _URL = re.compile(
     re.ASCII,
 )
 
+#: The files that asyncpg reads for TLS, by a parameter of the URL (sslcert) or a variable (PGSSLCERT), and by default.
+TLS_FILES = {
+    "SSLROOTCERT": "~/.postgresql/root.crt",
+    "SSLCERT": "~/.postgresql/postgresql.crt",
+    "SSLKEY": "~/.postgresql/postgresql.key",
+    "SSLCRL": "~/.postgresql/root.crl",
+}
+
 #: SQLSTATEs, or their classes, of errors that end without a change of settings.
 PASSING = ("08", "25006", "25P03", "40", "53300", "55P03", "57")
 
@@ -154,6 +165,10 @@ def place_of(url: str) -> str:
     """Return the URL's hosts and database, without user and password. Raises `Unavailable` if it is invalid."""
     match = _URL.fullmatch(url)
     ports = re.findall(r":(\d+)(?:,|$)", match["hosts"]) if match else []
+    try:
+        urlsplit(url)  # asyncpg does the same, and the error would quote the password
+    except ValueError:
+        match = None
     if match is None or not all(1 <= int(port) <= PORT_MAX for port in ports):  # not quoted: it may contain a password
         raise Unavailable(
             "REFERENCE_URL is invalid; set it to postgresql://user:password@host:5432/database, with the special "
@@ -169,22 +184,45 @@ def hosts_of(url: str) -> list[str]:
     return [url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")]
 
 
+def tls_files(url: str) -> dict[str, bool]:
+    """Return the files that asyncpg reads for TLS, and whether each is named, by the URL or by a variable."""
+    named = {name.upper(): path for name, path in parse_qsl(url.partition("?")[2])}
+    files: dict[str, bool] = {}
+    for parameter, default in TLS_FILES.items():
+        path = named.get(parameter) or os.environ.get(f"PG{parameter}")
+        files[path or os.path.expanduser(default)] = path is not None  # noqa: PTH111 - it raises nothing
+    return files
+
+
 def check_files(url: str) -> None:
-    """Raise `Unavailable` if a file that the URL names cannot be read. asyncpg's error does not name it."""
-    for name, value in parse_qsl(url.partition("?")[2]):
-        if name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
-            try:
-                Path(value).open("rb").close()
-            except OSError as error:
+    """Raise `Unavailable` if a file for TLS cannot be read. asyncpg's error does not name it."""
+    for path, named in tls_files(url).items():
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            if named or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise Unavailable(
-                    f"cannot read {name}={value} of REFERENCE_URL: {error.strerror}; correct it and run again"
+                    f"cannot read {path}, a file for TLS with PostgreSQL: {error.strerror}; correct it, or name another "
+                    "file in REFERENCE_URL, and run again"
                 ) from error
 
 
-def password_of(url: str) -> str | None:
-    """Return the URL's password as it is sent; None if there is none."""
+def password_file(url: str) -> str:
+    """Return what is wrong with the password file, which asyncpg reads if there is no other password; or an empty text."""
     match = _URL.fullmatch(url)
-    return unquote(match["password"]) if match and match["password"] else None
+    if match is None or match["password"] or os.environ.get("PGPASSWORD"):
+        return ""
+    path = Path(os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass"))  # noqa: PTH111 - it raises nothing
+    try:
+        with path.open("rb"):
+            problem = (
+                "others may read it; run chmod 600"
+                if path.stat().st_mode & 0o077
+                else "no line fits, or its password is wrong"
+            )
+    except OSError as error:
+        problem = str(error.strerror)
+    return f"; REFERENCE_URL has no password, and the password file {path} has none: {problem}"
 
 
 class ReadOnly(ConnectionError):
@@ -219,7 +257,7 @@ class PostgresRows:
             raise Unavailable(
                 "REFERENCE_URL needs the package asyncpg, which is not installed; run: pip install asyncpg"
             ) from error
-        check_files(self._url)
+        warnings.filterwarnings("ignore", message="password file")  # `password_file` says it, if it matters
         await self._patiently(self._prepare, limits.FIRST_ANSWER_TIMEOUT_S)
         return self
 
@@ -341,6 +379,8 @@ class PostgresRows:
                     await connection.execute(beginning())
                     await self._run(connection, "SELECT 1")
             except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOENT, errno.EISDIR):
+                    check_files(url)
                 away = error
             else:
                 return connection
@@ -359,6 +399,7 @@ class PostgresRows:
             except (
                 OSError,
                 ValueError,
+                RuntimeError,  # no thread is left to look up a host name
                 asyncpg.PostgresError,
                 asyncpg.InterfaceError,
                 asyncpg.InternalClientError,
@@ -406,8 +447,6 @@ class PostgresRows:
 
     def _explain(self, error: Exception) -> str:
         text = " ".join(str(error).split()) or type(error).__name__
-        if password := password_of(self._url):
-            text = text.replace(password, "<password>")
         state = sqlstate(error)
         if isinstance(error, TimeoutError):
             return (
@@ -416,13 +455,20 @@ class PostgresRows:
             )
         if state == "25006":
             return f"{self.store} {READ_ONLY}; {ACTIONS['25006']} and run again"
-        if isinstance(error, (ValueError, ssl.SSLError)):
+        if isinstance(error, ssl.SSLError):
+            files = ", ".join(path for path in tls_files(self._url) if Path(path).exists()) or "no files"
+            return f"cannot use {self.store}: {text} (TLS with {files}); correct them or REFERENCE_URL and run again"
+        if isinstance(error, ValueError):
             return f"cannot use {self.store}: {text}; correct REFERENCE_URL and run again"
+        if isinstance(error, RuntimeError):
+            return f"cannot reach {self.store}: {text}; raise the limits of processes and memory, and run again"
         if not state and isinstance(error, OSError):
             return f"cannot reach {self.store}: {text}; start it, or correct REFERENCE_URL, and run again"
         action = next(
             (do for code, do in ACTIONS.items() if state.startswith(code)), "check the server, or the pooler before it"
         )
+        if state.startswith("28"):
+            text += password_file(self._url)
         return f"cannot use {self.store}: {text}; {action} and run again"
 
 

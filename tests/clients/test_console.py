@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -33,6 +34,35 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
     assert done.returncode == 1
     assert "cannot write to stdout" in done.stderr.splitlines()[-1]
     assert command(embedded_world, "u").returncode == 0
+
+
+def limited(world: World, limits: dict[int, int]) -> subprocess.CompletedProcess[str]:
+    """Run the command under these limits."""
+
+    def limit() -> None:
+        for number, value in limits.items():
+            resource.setrlimit(number, (value, value))
+
+    return subprocess.run(
+        [*COMMAND, "u"],
+        env=world.environ(),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+
+
+def test_limit_of_open_files_is_named(embedded_world: World) -> None:
+    for files in (5, 8):
+        assert_unavailable(limited(embedded_world, {resource.RLIMIT_NOFILE: files}), "raise the limit of open files")
+
+
+def test_limit_of_threads_is_named(embedded_world: World) -> None:
+    """No thread starts, because a stack is larger than the memory."""
+    limits = {resource.RLIMIT_STACK: 2**38, resource.RLIMIT_AS: 2**36}
+    assert_unavailable(limited(embedded_world, limits), "cannot start a thread", "run again")
 
 
 def test_missing_dependency_is_named(embedded_world: World) -> None:
