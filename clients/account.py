@@ -30,7 +30,7 @@ def check_uuid(uuid: str) -> str:
     if not uuid:
         raise ValueError("the uuid is empty")
     if len(uuid) > UUID_MAX_CHARACTERS:
-        raise ValueError(f"the uuid has {len(uuid)} characters; the maximum is {UUID_MAX_CHARACTERS}")
+        raise ValueError(f"the uuid has more than {UUID_MAX_CHARACTERS} characters")
     if ":" in uuid:
         raise ValueError("the uuid contains a colon, which separates the parts of a promise's id")
     for character in [] if uuid.isprintable() else uuid:
@@ -124,13 +124,17 @@ def newest_account() -> tb.QueryFilter:
     return replace(accounts_after(0, limit=1), flags=tb.QueryFilterFlags.REVERSED)
 
 
-def differences(held: tb.Account, uuid: str) -> list[str]:
-    """Return the fields in which an account differs from the uuid's, as `code 2, not 1`.
+#: The flags that do not say which account it is. A transfer sets CLOSED and another one removes it. A move to another
+#: cluster sets IMPORTED, which keeps the time of creation, and LINKED, which was only about the import's request. The
+#: other flags are chosen when the account is created and never change: they say what transfers it accepts
+#: (DEBITS_MUST_NOT_EXCEED_CREDITS, CREDITS_MUST_NOT_EXCEED_DEBITS) and whether its balances are recorded (HISTORY).
+IGNORED_FLAGS = tb.AccountFlags.CLOSED | tb.AccountFlags.IMPORTED | tb.AccountFlags.LINKED
 
-    The flag CLOSED is ignored: a transfer can close an account, and it is still the uuid's account.
-    """
+
+def differences(held: tb.Account, uuid: str) -> list[str]:
+    """Return the fields in which an account differs from the uuid's, as `code 2, not 1`."""
     wanted = account_of(uuid, str(held.id))
-    held = replace(held, flags=held.flags & ~tb.AccountFlags.CLOSED)
+    held = replace(held, flags=held.flags & ~IGNORED_FLAGS)
     return [
         f"{field} {getattr(held, field)}, not {getattr(wanted, field)}"
         for field in ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")

@@ -66,6 +66,8 @@ class Settings:
                     f"{name} begins or ends with a quote or with white space: correct it (a container's --env-file keeps "
                     "quotes)"
                 )
+        if "RESONATE_HOST" not in given and given.get("RESONATE_PORT", "").startswith("tcp://"):
+            del given["RESONATE_PORT"]  # Kubernetes sets it for a service named resonate
         url = _resonate_url(given)
         for name, partners in NEEDS.items():
             allowed = name == "REFERENCE_URL" and env.get(TESTS_ONLY)

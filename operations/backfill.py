@@ -13,6 +13,7 @@ import asyncio
 import codecs
 import contextlib
 import os
+import re
 import select
 import stat
 import sys
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from clients.account import UUID_MAX_CHARACTERS, check_uuid
 from clients.command.console import UNAVAILABLE, USAGE, print_diagnostic, print_result
-from clients.errors import HALTED, Halted, Unavailable
+from clients.errors import HALTED, Halted, Unavailable, UsageError
 from clients.promises.cannot_run import StillLeased, Unexecutable
 from operations.batch import BYTES_MAX, create_batch, size_of
 from operations.create import create
@@ -41,14 +42,23 @@ if TYPE_CHECKING:
     from clients.settings import Settings
     from operations.opening import Clients
 
-#: Bytes of a line that are stored: the longest uuid, a carriage return, and one that shows a longer line.
-LINE_MAX_BYTES = 4 * UUID_MAX_CHARACTERS + 2
+#: Bytes of a line that are read: a character more than the longest uuid, and a carriage return.
+LINE_MAX_BYTES = 4 * (UUID_MAX_CHARACTERS + 1) + 1
 
 #: What the uuid needs that needs most of `BYTES_MAX`.
 LARGEST = size_of("\U0010ffff" * UUID_MAX_CHARACTERS)
 
 #: Seconds without a line after which the lines that have arrived become a batch.
 PAUSE_S = 0.1
+
+#: Invalid lines that are named. Further ones are only counted.
+NAMED_MAX = 100
+
+#: Invalid lines of the first block that make it another kind of file, if most lines are invalid.
+INVALID_MAX = 10
+
+#: How a JSON array, a page of HTML or XML, and a key begin.
+OTHER_FORMAT = re.compile(r'[\[{]$|[\[{]"|<(?:!doctype|html|\?xml)\b|-----BEGIN ', re.IGNORECASE)
 
 #: Single runs at the same time, as many as the SDK runs. More would wait inside the SDK while their leases expire.
 SINGLE_RUNS_MAX = 64
@@ -92,14 +102,57 @@ async def read_lines(descriptor: int) -> AsyncIterator[bytes | None]:
         yield rest
 
 
-def parse(line: bytes) -> str:
-    """Return the uuid. Raises ValueError saying what is wrong."""
-    if len(line) >= LINE_MAX_BYTES:
-        raise ValueError(f"the uuid is too long; the maximum is {UUID_MAX_CHARACTERS} characters")
+async def read_blocks(descriptor: int, lines_max: int) -> AsyncIterator[list[tuple[int, str]]]:
+    """Yield the lines with their numbers, in blocks. A block ends at `lines_max` lines, when it is large, and at a pause.
+
+    Raises `UsageError` if a line is no text.
+    """
+    block: list[tuple[int, str]] = []
+    number = size = 0
+    async for line in read_lines(descriptor):
+        if line is not None:
+            number += 1
+            text = decode(number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+            block.append((number, text))
+            size += size_of(text)
+        if block and (line is None or len(block) == lines_max or size > BYTES_MAX - LARGEST):
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def decode(number: int, line: bytes) -> str:
+    """Return the text of a line, of which too long ones are cut. Raises `UsageError` if it is no text."""
+    line = line.removesuffix(b"\r")[:LINE_MAX_BYTES]
     try:
-        return check_uuid(line.removesuffix(b"\r").decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8: {error.reason}") from error
+        if b"\0" in line:
+            raise ValueError("it contains a NUL")
+        # A cut can divide a character.
+        return codecs.getincrementaldecoder("utf-8")().decode(line, final=len(line) < LINE_MAX_BYTES)
+    except ValueError as error:
+        raise UsageError(
+            f"line {number} of the input is not UTF-8 text; no account of this line or of a later one was created; "
+            "decompress the input or convert it, to one uuid per line in UTF-8, and run again"
+        ) from error
+
+
+def check_list(lines: list[str], invalid: list[str]) -> None:
+    """Raise `UsageError` if the first lines cannot be a list. A single uuid may contain commas, braces and quotes."""
+    first = lines[0].strip()
+    if OTHER_FORMAT.match(first):
+        problem = f"it begins with {first[:40]!r}"
+    elif "uuid" in (field.strip(" \"'").casefold() for field in re.split(r"[,;|\t]", first)):
+        problem = f"its first line is a header, {first[:40]!r}"
+    elif len(lines) > 1 and all(re.fullmatch(r'".*"|\'.*\'', line) for line in lines):
+        problem = "its lines are in quotes"
+    elif len(invalid) >= INVALID_MAX and len(invalid) > len(lines) / 2:
+        problem = f"{len(invalid):,} of its first {len(lines):,} lines are invalid; {invalid[0]}"
+    else:
+        return
+    raise UsageError(
+        f"the input is no list of uuids: {problem}; nothing was created; pass one uuid per line and run again"
+    )
 
 
 # -- Accounts --------------------------------------------------------------
@@ -142,24 +195,23 @@ class Backfill:
             self._bar.update(len(lines))
 
     async def _chunks(self, descriptor: int) -> AsyncIterator[list[str]]:
-        """Yield the uuids of the lines. Reads on when the caller has used them."""
-        uuids: list[str] = []
-        number = size = 0
-        async for line in read_lines(descriptor):
-            if line is not None:
-                number += 1
+        """Yield the uuids of the lines. Reads on when the caller has used them. Raises `UsageError` if it is no list."""
+        begun = False
+        async for block in read_blocks(descriptor, self._chunk):
+            uuids: list[str] = []
+            invalid: list[str] = []
+            for number, line in block:
                 try:
-                    uuid = parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                    uuids.append(check_uuid(line))
                 except ValueError as error:
-                    self._skip(number, error)
-                    continue
-                uuids.append(uuid)
-                size += size_of(uuid)
-            if uuids and (line is None or len(uuids) == self._chunk or size > BYTES_MAX - LARGEST):
+                    invalid.append(f"line {number}: {error}")
+            if not begun:
+                check_list([line for _, line in block], invalid)
+            for problem in invalid:
+                self._skip(problem)
+            if uuids:
+                begun = True
                 yield uuids
-                uuids, size = [], 0
-        if uuids:
-            yield uuids
 
     async def _batch(self, uuids: list[str]) -> dict[str, Account]:
         """Create the accounts as a batch, if there are several. Those that are left out need a single run."""
@@ -211,10 +263,13 @@ class Backfill:
         with tqdm.external_write_mode() if sys.stdout.isatty() else contextlib.nullcontext():
             print_result(block.removesuffix("\n"))
 
-    def _skip(self, number: int, problem: ValueError) -> None:
+    def _skip(self, problem: str) -> None:
         self.counts["invalid"] += 1
-        with tqdm.external_write_mode(sys.stderr):
-            print_diagnostic(f"line {number} is skipped: {problem}")
+        if self.counts["invalid"] <= NAMED_MAX:
+            with tqdm.external_write_mode(sys.stderr):
+                print_diagnostic(f"skipped {problem}")
+        elif self.counts["invalid"] == NAMED_MAX + 1:
+            print_diagnostic("further invalid lines are skipped and counted, but not named")
         self._bar.update()
 
 

@@ -17,7 +17,7 @@ Exit status:
   1    a store, a server or a setting is unavailable or invalid; run again later, nothing is lost
   2    the command line or the uuid is invalid
   98   an operator must decide: `python -m operations check UUID` shows what the stores hold
-  130  Ctrl-C; run again to resume
+  130  Ctrl-C: the command dies of SIGINT (143: SIGTERM, 129: SIGHUP); run again to resume
 """
 
 

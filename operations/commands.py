@@ -35,7 +35,7 @@ see README.md, 'Settings'. `%(prog)s COMMAND --help` explains one command.
 COMMON = """\
   1    a store, a server or a setting is unavailable or invalid
   2    the command line is invalid
-  130  Ctrl-C
+  130  Ctrl-C: the command dies of SIGINT (143: SIGTERM, 129: SIGHUP)
 """
 
 #: What each command decides, and its exit statuses besides the common ones.
@@ -94,7 +94,7 @@ input. If it is interrupted, run it again with the same input: it prints the who
 Exit status:
   0    all accounts exist
   1    also: an account is pending, because another process works on it for longer than 30 s; run again
-  2    a line is invalid; it is named and skipped
+  2    a line is invalid; it is named and skipped. Or the input is no list of uuids
   98   an account is halted; it is named at the end
 """,
     "reference": """\

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING
 
 from resonate.error import ResonateError
 
 from clients import limits
-from clients.command.console import INTERRUPTED, print_diagnostic
+from clients.command.console import print_diagnostic, received
 from clients.errors import Unavailable
 from clients.promises.server import Requests
 from clients.promises.store_pin import Identity, check_or_pin
@@ -47,47 +48,31 @@ MESSAGES = "the delivery of messages"
 async def run(settings: Settings, health_file: Path | None = None) -> int:
     if settings.resonate_url is None:
         raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
-    received = cancel_at_first_signal()
+    health = None if health_file is None else HealthFile(health_file)
     try:
         async with connect(settings, serve=True, announce=True) as (resonate, clients):
             register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
             try:
-                await clients.outages.result_or_raise(serve(settings, clients, health_file), waits=True)
+                await clients.outages.result_or_raise(serve(settings, clients, health), waits=True)
             finally:
                 print_diagnostic("stopping: releasing the tasks in progress")
     except asyncio.CancelledError:
-        return 0 if signal.SIGTERM in received else INTERRUPTED
+        if received != [signal.SIGTERM]:
+            raise
+        received.clear()  # the usual end of a worker is a success
     return 0
 
 
-async def serve(settings: Settings, clients: Clients, health_file: Path | None) -> None:
+async def serve(settings: Settings, clients: Clients, health: HealthFile | None) -> None:
     identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
     assert isinstance(clients.network, Requests)
     try:
         await clients.outages.answer(MESSAGES, clients.network.check_delivery)
         print_diagnostic(f"serving create_account to the Resonate server at {settings.resonate_url}")
-        await asyncio.gather(watch_promises(clients, clients.network, identity), watch_stores(clients, health_file))
+        await asyncio.gather(watch_promises(clients, clients.network, identity), watch_stores(clients, health))
     finally:
         with contextlib.suppress(ResonateError):
             await clients.network.end_delivery()
-
-
-def cancel_at_first_signal() -> list[signal.Signals]:
-    """Cancel this task at the first SIGTERM or SIGINT; a second one ends the process. Returns the signals received."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    received: list[signal.Signals] = []
-
-    def receive(number: signal.Signals) -> None:
-        received.append(number)
-        for either in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(either)
-            signal.signal(either, signal.SIG_DFL)
-        if task is not None:
-            task.cancel()
-
-    for either in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(either, receive, either)
-    return received
 
 
 async def watch_promises(clients: Clients, network: Requests, identity: Identity) -> None:
@@ -99,11 +84,42 @@ async def watch_promises(clients: Clients, network: Requests, identity: Identity
             await check_or_pin(clients.resonate, identity)
 
 
-async def watch_stores(clients: Clients, health_file: Path | None) -> None:
+async def watch_stores(clients: Clients, health: HealthFile | None) -> None:
     """Ask both stores regularly, for the same reason. While all answer, touch the file, for a container's health check."""
     while True:
         await clients.reference.rows_of("", "")
         await clients.record.lookup_accounts([0])
-        if health_file is not None and not clients.outages.ongoing:
-            await asyncio.to_thread(health_file.touch)
+        if health is not None and not clients.outages.ongoing:
+            await asyncio.to_thread(health.touch)
         await asyncio.sleep(limits.ANSWER_TIMEOUT_S)
+
+
+class HealthFile:
+    """The file that a healthy worker touches."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise `Unavailable` if the file cannot be written. The file is not touched yet."""
+        self._path, self._failing = path, False
+        try:
+            existed = path.exists()
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK))  # a pipe is refused, and not waited for
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise Unavailable(
+                f"cannot write --health-file {path}: {error.strerror}; correct it and run again"
+            ) from error
+
+    def touch(self) -> None:
+        """Touch the file. A failure is said once, and ends no worker: its accounts do not depend on the file."""
+        try:
+            self._path.touch()
+        except OSError as error:
+            if not self._failing:
+                print_diagnostic(
+                    f"cannot write --health-file {self._path}: {error.strerror}; this worker works, but its health check "
+                    "will fail; correct it"
+                )
+            self._failing = True
+        else:
+            self._failing = False

@@ -26,6 +26,10 @@ SERVER.set_forkserver_preload(
 )
 
 
+#: multiprocessing's status of a process whose fork server was killed. The process itself may still run.
+UNKNOWN = 255
+
+
 class Process:
     """Run the program with these arguments and with the points of crash.py.
 
@@ -78,6 +82,7 @@ class Process:
         if self._process.exitcode is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired("the program", timeout)
+        assert self._process.exitcode != UNKNOWN, "something killed the fork server of these tests, not the program"
         return self._process.exitcode
 
     def communicate(self, lines: bytes = b"", *, timeout: float) -> tuple[str, str]:
@@ -102,7 +107,7 @@ class Process:
                 self.stdin.write(lines)
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
+        if self.returncode in (None, UNKNOWN):
             with contextlib.suppress(ProcessLookupError):  # it has just ended: the fork server has reaped it
                 os.kill(self.pid, number)
 

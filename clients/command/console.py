@@ -1,4 +1,4 @@
-"""Start and end each command: exit status, messages, Ctrl-C. No command ends with a traceback.
+"""Start and end each command: exit status, messages, signals. No command ends with a traceback.
 
 This module imports only the standard library, so that Ctrl-C is caught from the start. It must also parse
 under old versions of Python, because it is what tells their users which version is needed.
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 UNAVAILABLE = 1
 USAGE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
 
 #: Packages that have another name than their module.
 PACKAGES = {"resonate": "resonate-sdk", "resonate_base": "resonate-base"}
@@ -30,26 +28,42 @@ PACKAGES = {"resonate": "resonate-sdk", "resonate_base": "resonate-base"}
 def main(module: str, *, first: str = "") -> None:
     """Import `module`, call its `main()`, and exit with the status that it returns.
 
+    After Ctrl-C the process dies of SIGINT. If it exited, with any status, a shell would go on with the next command of
+    a loop. The same holds for SIGTERM and SIGHUP.
+
     `first`: a module whose `main()` is called before the slow imports.
     """
     os.umask(0o077)  # promises.db can contain pickles, which run code when they are loaded: only its owner may use it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a uuid is Unicode, whatever the locale
+    status = 0
     try:
         status = _status(module, first)
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        received.append(signal.SIGINT)  # unless another signal is the first
         sys.unraisablehook = lambda _: None  # half-initialized objects would print warnings now
         warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on Ctrl-C changes nothing
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):
             stream.flush()
+    for number in received[:1]:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        status = 128 + number  # the kernel does not end process 1 of a container by a signal
     os._exit(status)  # sys.exit would wait for a thread that looks up a host name, perhaps for minutes
 
 
+#: The signals that have cancelled the command, the first one first.
+received: "list[int]" = []
+
+
 def run_async(command: "Coroutine[Any, Any, Any]") -> Any:
-    """Run the coroutine as `asyncio.run` does, but exit even if a thread still looks up a host name."""
+    """Run the coroutine as `asyncio.run` does, but exit even if a thread still looks up a host name.
+
+    SIGINT, SIGTERM and SIGHUP cancel it, so that it releases its leases; a second one ends the process at once. Raises
+    KeyboardInterrupt if the command does not return then. A signal stays ignored if it was, as after `nohup`.
+    """
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
@@ -57,9 +71,42 @@ def run_async(command: "Coroutine[Any, Any, Any]") -> Any:
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
             super().shutdown(wait=False, cancel_futures=cancel_futures)
 
-    with asyncio.Runner() as runner:
+    async def cancellable() -> Any:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        numbers = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
+
+        def receive(number: int) -> None:
+            received.append(number)
+            for each in numbers:
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)
+            task.cancel()
+
+        for number in numbers:
+            loop.add_signal_handler(number, receive, number)
+        return await command
+
+    runner = asyncio.Runner()
+    try:
         runner.get_loop().set_default_executor(Threads())
-        return runner.run(command)
+    except OSError as error:
+        command.close()  # Python would print that it was never awaited, and how the unfinished loop is closed
+        sys.unraisablehook = lambda _: None
+        raise Unavailable(
+            f"cannot start: {error.strerror}; raise the limit of open files, as with `ulimit -n`, and run again"
+        ) from error
+    with runner:
+        try:
+            return runner.run(cancellable())
+        except asyncio.CancelledError:
+            if received:
+                raise KeyboardInterrupt from None
+            raise
 
 
 def print_result(text: str) -> None:
@@ -127,6 +174,11 @@ def _status(module: str, first: str) -> int:
     except OSError as error:
         return _fail(f"{error}; fix the cause and run again: an account that is begun is resumed")
     except Exception as error:
+        if "can't start new thread" in str(error):
+            return _fail(
+                "cannot start a thread; raise the limits of processes and memory, as with `ulimit -u`, or a container's "
+                "limit of pids, and run again: an account that is begun is resumed"
+            )
         if {"-v", "--verbose"} & set(sys.argv):
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with -v for the traceback")

@@ -21,7 +21,7 @@ class Batcher[Q, A]:
         """Return the answer, or raise the error of the whole batch."""
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
-        if self._sending is None:
+        if self._sending is None or self._sending.done():  # an eager task may be done when it is created
             self._sending = asyncio.create_task(self._send_waiting())
         return await answer
 
@@ -43,4 +43,3 @@ class Batcher[Q, A]:
                 for (_, answer), value in zip(batch, answers, strict=True):
                     if not answer.done():
                         answer.set_result(value)
-        self._sending = None

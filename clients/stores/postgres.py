@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import re
 import socket
 import ssl
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, urlsplit
 
 from clients import limits
 from clients.errors import Closed, NoAnswer, Unavailable
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 #: Seconds between two attempts to use a server that is unavailable.
 RETRY_INTERVAL_S = 0.1
+
+#: Seconds without a request after which a connection is closed. Load balancers and firewalls forget a connection that was
+#: idle for some minutes, and do not say so: its next request would get no answer.
+IDLE_MAX_S = 30
 
 #: Seconds that the requests in flight have when the connections close.
 CLOSE_TIMEOUT_S = 0.5
@@ -63,7 +70,8 @@ RELIED_ON = {
     "NOT current_setting('transaction_read_only')::boolean": READ_ONLY,
     "current_setting('server_encoding') = 'UTF8'": "is not a UTF-8 database; create one with ENCODING 'UTF8'",
     "current_setting('client_encoding') = 'UTF8'": "does not receive UTF-8; correct the proxy before it and run again",
-    "current_setting('fsync') = 'on'": "can lose rows in a power cut; set fsync=on and run again",
+    # Some services switch fsync off because others sync the writes, which a transaction waits for.
+    "(current_setting('fsync') = 'on' OR current_setting('synchronous_standby_names') <> '')": "can lose rows in a power cut; set fsync=on and run again",
     "current_setting('synchronous_commit') = 'on'": "ignores SET LOCAL; correct the proxy before it and run again",
     "current_setting('transaction_isolation') = 'read committed'": "ignores BEGIN; correct the proxy before it and run again",
 }
@@ -94,14 +102,14 @@ def verified(sql: str, id_parameter: int | None) -> str:
 
 
 #: The tables' columns and unique keys. With other ones, a row could be missing for a read and exist for a write.
+SAFE = {EXISTS, "a write-ahead log", "no row level security"}
 FORMS = {
-    "accounts": {
-        EXISTS, 'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique btree (uuid)", "unique btree (guid)",
-    },
-    "reference": {EXISTS, "column one boolean", 'column id text COLLATE "default"', "unique btree (one)"},
-}  # fmt: skip
+    "accounts": SAFE
+    | {'column uuid text COLLATE "C"', 'column guid text COLLATE "C"', "unique (uuid)", "unique (guid)"},
+    "reference": SAFE | {"column one boolean", 'column id text COLLATE "default"', "unique (one)"},
+}
 
-#: Reads the form of a table: its columns of these names, its unique keys, and what makes it no ordinary table.
+#: Reads the form of a table, of its columns of these names only. A key that is being rebuilt is valid or has a valid twin.
 FORM = f"""
     SELECT '{EXISTS}' WHERE to_regclass($1) IS NOT NULL
     UNION ALL
@@ -110,14 +118,14 @@ FORM = f"""
     FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attname = ANY($2::text[])
     UNION ALL
-    SELECT 'unique ' || split_part(pg_get_indexdef(indexrelid), ' USING ', 2)
-      || CASE WHEN indisvalid AND indimmediate THEN '' ELSE ' not valid, or deferrable' END
-    FROM pg_index WHERE indrelid = to_regclass($1) AND (indisunique OR indisexclusion)
+    SELECT 'unique (' || attname || ')'
+    FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] AND attcollation = indcollation[0]
+    WHERE indrelid = to_regclass($1) AND attname = ANY($2::text[])
+      AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL AND indnkeyatts = 1
     UNION ALL
-    SELECT 'row level security' WHERE row_security_active(to_regclass($1))
+    SELECT 'no row level security' WHERE NOT row_security_active(to_regclass($1))
     UNION ALL
-    SELECT CASE WHEN relkind = 'r' THEN 'no write-ahead log (UNLOGGED)' ELSE 'another kind than TABLE' END
-    FROM pg_class WHERE oid = to_regclass($1) AND (relkind <> 'r' OR relpersistence <> 'p')
+    SELECT 'a write-ahead log' FROM pg_class WHERE oid = to_regclass($1) AND relpersistence = 'p'
 """  # noqa: S608
 
 PORT_MAX = 65_535
@@ -128,6 +136,14 @@ _URL = re.compile(
     r"(?:\?(?!(?:.*&)?(?:password|passfile)=)[^@#]*)?",
     re.ASCII,
 )
+
+#: The files that asyncpg reads for TLS, by a parameter of the URL (sslcert) or a variable (PGSSLCERT), and by default.
+TLS_FILES = {
+    "SSLROOTCERT": "~/.postgresql/root.crt",
+    "SSLCERT": "~/.postgresql/postgresql.crt",
+    "SSLKEY": "~/.postgresql/postgresql.key",
+    "SSLCRL": "~/.postgresql/root.crl",
+}
 
 #: SQLSTATEs, or their classes, of errors that end without a change of settings.
 PASSING = ("08", "25006", "25P03", "40", "53300", "55P03", "57")
@@ -148,6 +164,10 @@ def place_of(url: str) -> str:
     """Return the URL's hosts and database, without user and password. Raises `Unavailable` if it is invalid."""
     match = _URL.fullmatch(url)
     ports = re.findall(r":(\d+)(?:,|$)", match["hosts"]) if match else []
+    try:
+        urlsplit(url)  # asyncpg does the same, and the error would quote the password
+    except ValueError:
+        match = None
     if match is None or not all(1 <= int(port) <= PORT_MAX for port in ports):  # not quoted: it may contain a password
         raise Unavailable(
             "REFERENCE_URL is invalid; set it to postgresql://user:password@host:5432/database, with the special "
@@ -163,22 +183,45 @@ def hosts_of(url: str) -> list[str]:
     return [url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")]
 
 
+def tls_files(url: str) -> dict[str, bool]:
+    """Return the files that asyncpg reads for TLS, and whether each is named, by the URL or by a variable."""
+    named = {name.upper(): path for name, path in parse_qsl(url.partition("?")[2])}
+    files: dict[str, bool] = {}
+    for parameter, default in TLS_FILES.items():
+        path = named.get(parameter) or os.environ.get(f"PG{parameter}")
+        files[path or os.path.expanduser(default)] = path is not None  # noqa: PTH111 - it raises nothing
+    return files
+
+
 def check_files(url: str) -> None:
-    """Raise `Unavailable` if a file that the URL names cannot be read. asyncpg's error does not name it."""
-    for name, value in parse_qsl(url.partition("?")[2]):
-        if name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
-            try:
-                Path(value).open("rb").close()
-            except OSError as error:
+    """Raise `Unavailable` if a file for TLS cannot be read. asyncpg's error does not name it."""
+    for path, named in tls_files(url).items():
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            if named or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise Unavailable(
-                    f"cannot read {name}={value} of REFERENCE_URL: {error.strerror}; correct it and run again"
+                    f"cannot read {path}, a file for TLS with PostgreSQL: {error.strerror}; correct it, or name another "
+                    "file in REFERENCE_URL, and run again"
                 ) from error
 
 
-def password_of(url: str) -> str | None:
-    """Return the URL's password as it is sent; None if there is none."""
+def password_file(url: str) -> str:
+    """Return what is wrong with the password file, which asyncpg reads if there is no other password; or an empty text."""
     match = _URL.fullmatch(url)
-    return unquote(match["password"]) if match and match["password"] else None
+    if match is None or match["password"] or os.environ.get("PGPASSWORD"):
+        return ""
+    path = Path(os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass"))  # noqa: PTH111 - it raises nothing
+    try:
+        with path.open("rb"):
+            problem = (
+                "others may read it; run chmod 600"
+                if path.stat().st_mode & 0o077
+                else "no line fits, or its password is wrong"
+            )
+    except OSError as error:
+        problem = str(error.strerror)
+    return f"; REFERENCE_URL has no password, and the password file {path} has none: {problem}"
 
 
 class ReadOnly(ConnectionError):
@@ -201,7 +244,7 @@ class PostgresReference(SystemOfReference):
         self._read_only = read_only
         self._reads = Batcher(self._read_batch)
         self._writes = Batcher(self._write_batch)
-        self._idle: list[asyncpg.Connection] = []
+        self._idle: dict[asyncpg.Connection, asyncio.TimerHandle] = {}
         self._used: set[asyncpg.Connection] = set()
         self._id: str | None = None
         self._closed = False
@@ -214,7 +257,7 @@ class PostgresReference(SystemOfReference):
             raise Unavailable(
                 "REFERENCE_URL needs the package asyncpg, which is not installed; run: pip install asyncpg"
             ) from error
-        check_files(self._url)
+        warnings.filterwarnings("ignore", message="password file")  # `password_file` says it, if it matters
         await self._patiently(self._prepare, limits.FIRST_ANSWER_TIMEOUT_S)
 
     async def close(self) -> None:
@@ -330,6 +373,8 @@ class PostgresReference(SystemOfReference):
                     await connection.execute(beginning())
                     await self._run(connection, "SELECT 1")
             except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOENT, errno.EISDIR):
+                    check_files(url)
                 away = error
             else:
                 return connection
@@ -348,6 +393,7 @@ class PostgresReference(SystemOfReference):
             except (
                 OSError,
                 ValueError,
+                RuntimeError,  # no thread is left to look up a host name
                 asyncpg.PostgresError,
                 asyncpg.InterfaceError,
                 asyncpg.InternalClientError,
@@ -365,10 +411,12 @@ class PostgresReference(SystemOfReference):
         """Make one attempt, of at most `timeout_s`. Raises TimeoutError."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + timeout_s
-        while self._idle and self._idle[-1].is_closed():
-            self._idle.pop()
-        known = bool(self._idle)
-        connection = self._idle.pop() if known else await self._connect()
+        known = None
+        while self._idle and known is None:
+            idle, timer = self._idle.popitem()
+            timer.cancel()
+            known = None if idle.is_closed() else idle
+        connection = known or await self._connect()
         self._used.add(connection)
         try:
             with ending(connection, give_up):
@@ -388,13 +436,11 @@ class PostgresReference(SystemOfReference):
         if self._closed:
             connection.terminate()
         else:
-            self._idle.append(connection)
+            self._idle[connection] = loop.call_later(IDLE_MAX_S, connection.terminate)
         return answer
 
     def _explain(self, error: Exception) -> str:
         text = " ".join(str(error).split()) or type(error).__name__
-        if password := password_of(self._url):
-            text = text.replace(password, "<password>")
         state = sqlstate(error)
         if isinstance(error, TimeoutError):
             return (
@@ -403,13 +449,20 @@ class PostgresReference(SystemOfReference):
             )
         if state == "25006":
             return f"{self.store} {READ_ONLY}; {ACTIONS['25006']} and run again"
-        if isinstance(error, (ValueError, ssl.SSLError)):
+        if isinstance(error, ssl.SSLError):
+            files = ", ".join(path for path in tls_files(self._url) if Path(path).exists()) or "no files"
+            return f"cannot use {self.store}: {text} (TLS with {files}); correct them or REFERENCE_URL and run again"
+        if isinstance(error, ValueError):
             return f"cannot use {self.store}: {text}; correct REFERENCE_URL and run again"
+        if isinstance(error, RuntimeError):
+            return f"cannot reach {self.store}: {text}; raise the limits of processes and memory, and run again"
         if not state and isinstance(error, OSError):
             return f"cannot reach {self.store}: {text}; start it, or correct REFERENCE_URL, and run again"
         action = next(
             (do for code, do in ACTIONS.items() if state.startswith(code)), "check the server, or the pooler before it"
         )
+        if state.startswith("28"):
+            text += password_file(self._url)
         return f"cannot use {self.store}: {text}; {action} and run again"
 
 

@@ -110,9 +110,8 @@ def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
     for index, partial in db.execute(
         "SELECT name, partial FROM pragma_index_list('accounts') WHERE \"unique\""
     ).fetchall():
-        parts = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,))
-        keys = [(name or "an expression") + f" COLLATE {order}" * (order != "BINARY") for name, order in parts]
-        found.add(f"unique ({', '.join(keys)})" + " WHERE" * partial)
+        keys = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,)).fetchall()
+        found |= {f"unique ({name})" for name, order in keys if len(keys) == 1 and order == "BINARY" and not partial}
     check_form(str(path), "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
 
 

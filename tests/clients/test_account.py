@@ -76,6 +76,10 @@ def test_promise_id_of_another_form_is_allowed() -> None:
 OTHER: dict[str, tuple[dict[str, Any], list[str]]] = {
     "equal": ({}, []),
     "closed": ({"flags": tb.AccountFlags.CLOSED}, []),
+    "imported": ({"flags": tb.AccountFlags.IMPORTED, "timestamp": 1}, []),
+    "imported in a chain": ({"flags": tb.AccountFlags.IMPORTED | tb.AccountFlags.LINKED}, []),
+    "no overdraft": ({"flags": tb.AccountFlags.DEBITS_MUST_NOT_EXCEED_CREDITS}, ["flags 2, not 0"]),
+    "no credit": ({"flags": tb.AccountFlags.CREDITS_MUST_NOT_EXCEED_DEBITS}, ["flags 4, not 0"]),
     "balance": ({"credits_posted": 7, "timestamp": 8}, []),
     "flags": ({"flags": tb.AccountFlags.HISTORY | tb.AccountFlags.CLOSED}, ["flags 8, not 0"]),
     "user_data_128": ({"user_data_128": 5}, [f"user_data_128 5, not {owner_of('u')}"]),
@@ -87,7 +91,7 @@ OTHER: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_each_field_but_the_balance_and_the_closing_flag_is_compared(name: str) -> None:
+def test_each_field_is_compared_but_the_balance_and_flags_that_can_change(name: str) -> None:
     fields, expected = OTHER[name]
     ours: dict[str, Any] = {"id": 17, "ledger": 1, "code": 1, "user_data_128": owner_of("u")}
     assert differences(tb.Account(**ours | fields), "u") == expected

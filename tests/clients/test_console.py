@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -35,6 +36,35 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
     assert command(embedded_world, "u").returncode == 0
 
 
+def limited(world: World, limits: dict[int, int]) -> subprocess.CompletedProcess[str]:
+    """Run the command under these limits."""
+
+    def limit() -> None:
+        for number, value in limits.items():
+            resource.setrlimit(number, (value, value))
+
+    return subprocess.run(
+        [*COMMAND, "u"],
+        env=world.environ(),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+
+
+def test_limit_of_open_files_is_named(embedded_world: World) -> None:
+    for files in (5, 8):
+        assert_unavailable(limited(embedded_world, {resource.RLIMIT_NOFILE: files}), "raise the limit of open files")
+
+
+def test_limit_of_threads_is_named(embedded_world: World) -> None:
+    """No thread starts, because a stack is larger than the memory."""
+    limits = {resource.RLIMIT_STACK: 2**38, resource.RLIMIT_AS: 2**36}
+    assert_unavailable(limited(embedded_world, limits), "cannot start a thread", "run again")
+
+
 def test_missing_dependency_is_named(embedded_world: World) -> None:
     """The option -S leaves out site-packages."""
     done = subprocess.run(
@@ -57,10 +87,11 @@ def waiting(world: World, **env: str) -> Iterator[Process]:
         process.kill()
 
 
-def assert_interrupted(process: Process) -> None:
-    process.send_signal(signal.SIGINT)
+def assert_interrupted(process: Process, number: signal.Signals = signal.SIGINT) -> None:
+    """Check that the process dies of the signal. A shell would take an exit status as the command's own end."""
+    process.send_signal(number)
     out, err = process.communicate(timeout=HANG_S)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (-number, "")
     assert "Traceback" not in err
 
 
@@ -70,13 +101,14 @@ def test_ctrl_c_while_tigerbeetle_does_not_answer(embedded_world: World) -> None
         assert_interrupted(process)
 
 
-def test_ctrl_c_while_sqlite_is_locked(embedded_world: World) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_while_sqlite_is_locked(embedded_world: World, number: signal.Signals) -> None:
     command(embedded_world, "another")
     with closing(sqlite3.connect(embedded_world.data / "accounts.db", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         with waiting(embedded_world) as process:
             wait_until(lambda: promise_exists(embedded_world, "create-account-u"))
-            assert_interrupted(process)
+            assert_interrupted(process, number)
     assert command(embedded_world, "u").returncode == 0
 
 
@@ -91,6 +123,23 @@ def test_ctrl_c_while_another_process_has_the_promises(embedded_world: World) ->
         with waiting(embedded_world, DATA_DIR=".") as process:
             wait_until(lambda: EMBEDDED in process.err.read_text())
             assert_interrupted(process)
+
+
+def test_signal_that_nohup_ignores_stays_ignored(embedded_world: World) -> None:
+    with embedded_world.directory.joinpath("promises.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            ["nohup", *COMMAND, "u"],
+            env=embedded_world.environ() | {"DATA_DIR": str(embedded_world.directory)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        assert EMBEDDED in process.stderr.readline().decode()
+        process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=HANG_S)
+    assert process.returncode == 0
 
 
 def test_ctrl_c_while_the_resonate_server_does_not_answer(embedded_world: World, tb_address: str) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from clients import limits
+from clients.errors import Unavailable
+from clients.stores.postgres import PostgresReference
 
 from ..conftest import EmbeddedPostgresWorld, World, free_port, wait_until
 from ..postgres import PASSWORD, Postgres, lossy_proxy
@@ -44,8 +50,8 @@ def test_wrong_setting_ends_the_run_with_one_line(
         right.replace(str(postgres.port), "port"): "REFERENCE_URL is invalid",
         right.replace(str(postgres.port), "70000"): "REFERENCE_URL is invalid",
         f"{right}?sslmode=bogus": "correct REFERENCE_URL",
-        f"{right}?sslmode=verify-full&sslrootcert=/missing.pem": "cannot read sslrootcert=/missing.pem",
-        f"{right}?sslmode=verify-full&sslrootcert={__file__}": "correct REFERENCE_URL",
+        f"{right}?sslmode=verify-full&sslrootcert=/missing.pem": "cannot read /missing.pem, a file for TLS",
+        f"{right}?sslmode=verify-full&sslrootcert={__file__}": f"(TLS with {__file__}); correct them or REFERENCE_URL",
         f"{right}?connect_timeout=5": "correct REFERENCE_URL",
         postgres.database(encoding.format("LATIN1")): "is not a UTF-8 database",
         postgres.database(encoding.format("SQL_ASCII")): "is not a UTF-8 database",
@@ -56,6 +62,62 @@ def test_wrong_setting_ends_the_run_with_one_line(
         assert words in done.stderr.splitlines()[-1]
         assert PASSWORD not in done.stderr
     assert_unavailable(command(postgres_world, user, env={"REFERENCE_URL": "postgresql://h/d?password=x"}))
+
+
+def test_invalid_url_is_not_quoted() -> None:
+    """The error of Python's parser, which asyncpg passes on, quotes the password if it contains such a character."""
+    with pytest.raises(Unavailable, match="REFERENCE_URL is invalid") as error:
+        PostgresReference(f"postgresql://user:{PASSWORD}℀@host/accounts")
+    assert PASSWORD not in str(error.value)
+
+
+def test_message_is_not_changed_if_the_password_is_a_word_of_it(
+    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+) -> None:
+    url = postgres_world.env["REFERENCE_URL"].replace(f":{PASSWORD}@", ":password@")
+    run = postgres_world.run(user, REFERENCE_URL=url)
+    assert_gave_up(run, 'password authentication failed for user "admin"; correct REFERENCE_URL')
+
+
+@pytest.mark.parametrize("file", ["postgresql.crt", "root.crl"])
+def test_file_of_the_home_directory_that_asyncpg_cannot_read_is_named(
+    postgres_world: EmbeddedPostgresWorld, user: str, file: str
+) -> None:
+    """A directory in its place cannot be read by anybody, root included."""
+    path = postgres_world.directory / ".postgresql" / file
+    path.mkdir(parents=True)
+    url = postgres_world.env["REFERENCE_URL"] + "?sslmode=require"
+    run = postgres_world.run(user, HOME=str(postgres_world.directory), REFERENCE_URL=url)
+    assert_gave_up(run, f"cannot read {path}, a file for TLS with PostgreSQL: Is a directory")
+
+
+@pytest.mark.parametrize(("mode", "words"), [(None, "No such file"), (0o644, "run chmod 600"), (0o600, "no line fits")])
+def test_password_file_without_the_password_is_named(
+    postgres_world: EmbeddedPostgresWorld, user: str, mode: int | None, words: str
+) -> None:
+    path = postgres_world.directory / ".pgpass"
+    if mode is not None:
+        path.write_text("other:*:*:*:x\n")
+        path.chmod(mode)
+    url = postgres_world.env["REFERENCE_URL"].replace(f":{PASSWORD}@", "@")
+    run = postgres_world.run(user, HOME=str(postgres_world.directory), REFERENCE_URL=url)
+    assert_gave_up(run, f"REFERENCE_URL has no password, and the password file {path} has none: ", words)
+    assert len(run.err.splitlines()) == 2
+
+
+def test_missing_thread_for_the_look_up_of_a_host_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another error would end the step, and so the workflow, for good."""
+    monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.2)
+
+    async def main() -> None:
+        threading.stack_size(2**46)  # more than the address space: no thread starts
+        try:
+            await PostgresReference("postgresql://user:x@localhost/accounts").open()
+        finally:
+            threading.stack_size(0)
+
+    with pytest.raises(Unavailable, match="cannot reach PostgreSQL at localhost/accounts: can't start new thread"):
+        asyncio.run(main())
 
 
 def test_debug_logs_have_no_password(postgres_world: EmbeddedPostgresWorld, user: str) -> None:
@@ -268,6 +330,16 @@ def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
     own_postgres.configure(synchronous_standby_names=None)
     wait_until(lambda: own_postgres.execute(waiting) == [])
     assert_resumes(postgres_world, user, ["2", "3"])
+
+
+def test_server_without_fsync_is_refused_unless_others_sync_the_writes(
+    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+) -> None:
+    own_postgres.configure(fsync="off")
+    assert_gave_up(postgres_world.run(user, **LIMITS), "can lose rows in a power cut")
+    own_postgres.configure(synchronous_standby_names="missing")
+    assert_gave_up(postgres_world.run(user, **LIMITS), "synchronous standby")
+    assert postgres_world.accounts(user) == []
 
 
 def test_replica_is_refused(postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,10 +17,13 @@ from clients import limits
 from clients.errors import Unavailable
 from clients.outages import Outages
 from clients.promises.server import Messages, Requests
+from clients.stores import postgres as postgres_rows
+from clients.stores.postgres import PostgresReference
 
 from ..conftest import HANG_S, ServerWorld, assert_accounts_exist, free_port, numbered, wait_until
 from ..operations.backfills import backfill, done
 from ..operations.test_worker import worker
+from ..postgres import Postgres
 from ..test_canaries import web_server
 from .commands import assert_unavailable, command
 
@@ -28,11 +32,16 @@ REQUEST = json.dumps({"kind": "promise.get", "head": {"corrId": "1"}, "data": {"
 
 
 class Proxy:
-    """A reverse proxy. While it is `broken` it answers in the server's place, as in a rolling restart."""
+    """A reverse proxy. While it is `broken` it answers in the server's place, as in a rolling restart.
 
-    def __init__(self, upstream: int) -> None:
+    `forgets_s`: it forgets a connection that was idle for so long, and says nothing, as load balancers do.
+    """
+
+    def __init__(self, upstream: int, forgets_s: float = HANG_S) -> None:
         self.port, self.broken, self.answers = free_port(), False, 0
         self._upstream = upstream
+        self._forgets_s = forgets_s
+        self._busy_at = 0.0
         self._open: set[asyncio.StreamWriter] = set()
 
     @contextlib.contextmanager
@@ -64,6 +73,10 @@ class Proxy:
         wait_until(lambda: self.answers > before + 5)
         self.broken = False
 
+    def has_forgotten(self) -> bool:
+        """Return whether all connections were idle for so long."""
+        return time.monotonic() - self._busy_at > self._forgets_s
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.broken:
             await reader.readuntil(b"\r\n\r\n")
@@ -77,16 +90,39 @@ class Proxy:
             return
         there, back = await asyncio.open_connection("127.0.0.1", self._upstream)
         self._open |= {writer, back}
+        busy_at = time.monotonic()
 
         async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            nonlocal busy_at
             with contextlib.suppress(OSError):
                 while data := await source.read(65_536):
+                    if time.monotonic() - busy_at > self._forgets_s:
+                        continue
+                    self._busy_at = busy_at = time.monotonic()
                     sink.write(data)
                     await sink.drain()
             sink.close()
 
         await asyncio.gather(pipe(reader, back), pipe(there, writer))
         self._open -= {writer, back}
+
+
+def test_request_after_a_pause_does_not_use_a_connection_that_was_forgotten(
+    monkeypatch: pytest.MonkeyPatch, postgres: Postgres
+) -> None:
+    monkeypatch.setattr(postgres_rows, "IDLE_MAX_S", 0.2)
+    monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", 5)
+
+    async def main() -> None:
+        with Proxy(postgres.port, forgets_s=1).started() as proxy:
+            url = postgres.database().replace(str(postgres.port), str(proxy.port))
+            rows = await PostgresReference(url).open()
+            for _ in range(2):
+                await asyncio.to_thread(wait_until, proxy.has_forgotten)
+                assert await rows.find("u", []) == []
+            await rows.close()
+
+    asyncio.run(main())
 
 
 def test_backfill_and_worker_survive_a_restart_behind_a_reverse_proxy(server_world: ServerWorld, user: str) -> None:

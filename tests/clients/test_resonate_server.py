@@ -79,7 +79,7 @@ def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
     assert_resumes(server_world, user, ["3"])
 
 
-@pytest.mark.parametrize(("stop", "status"), [(None, 1), (signal.SIGINT, 130)], ids=["outage", "Ctrl-C"])
+@pytest.mark.parametrize(("stop", "status"), [(None, 1), (signal.SIGINT, -signal.SIGINT)], ids=["outage", "Ctrl-C"])
 def test_steps_are_not_read_after_the_end_of_a_run(
     server_world: ServerWorld, user: str, stop: signal.Signals | None, status: int
 ) -> None:
@@ -97,6 +97,17 @@ def test_steps_are_not_read_after_the_end_of_a_run(
     finally:
         process.kill()
     assert process.returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_that_a_signal_ends_releases_its_lease(
+    server_world: ServerWorld, user: str, number: signal.Signals
+) -> None:
+    lease = str(10 * HANG_S)
+    with server_world.paused_at(user, "after write 2", LEASE=lease) as process:
+        process.send_signal(number)
+    assert server_world.finish(process).status == -number
+    assert server_world.run(user, LEASE=lease).status == 0
 
 
 def test_run_ends_if_the_resonate_server_keeps_failing_and_a_rerun_resumes(

@@ -15,9 +15,10 @@ from .commands import assert_gave_up, assert_resumes
 TABLES = {
     "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid INTEGER NOT NULL UNIQUE)": "lacks column guid TEXT and has column guid INTEGER",
     "CREATE TABLE accounts (uuid INTEGER PRIMARY KEY, guid TEXT NOT NULL UNIQUE)": "has column uuid INTEGER",
-    "CREATE TABLE accounts (uuid TEXT COLLATE NOCASE PRIMARY KEY, guid TEXT UNIQUE)": "has unique (uuid COLLATE NOCASE)",
+    "CREATE TABLE accounts (uuid TEXT COLLATE NOCASE PRIMARY KEY, guid TEXT UNIQUE)": "lacks unique (uuid)",
     "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT)": "lacks unique (guid)",
-    "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT UNIQUE, UNIQUE (uuid, guid))": "has unique (uuid, guid)",
+    "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT, UNIQUE (guid, uuid))": "lacks unique (guid)",
+    "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT); CREATE UNIQUE INDEX half ON accounts (guid) WHERE guid > '5'": "lacks unique (guid)",
     "CREATE VIEW accounts AS SELECT '' AS uuid, '' AS guid": "lacks column guid TEXT",
 }
 
@@ -28,7 +29,7 @@ def test_table_of_another_form_is_refused(embedded_world: EmbeddedWorld, user: s
     path = embedded_world.data / "accounts.db"
     path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute(table)
+        db.executescript(table)
     run = embedded_world.run(user)
     assert_gave_up(run, f"{path}: the table accounts is not this program's", TABLES[table])
     done = script(embedded_world, "check", user)
@@ -36,13 +37,21 @@ def test_table_of_another_form_is_refused(embedded_world: EmbeddedWorld, user: s
     assert done.stderr.splitlines()[-1] == run.err.splitlines()[-1]
 
 
-def test_other_unique_index_is_refused_and_other_columns_are_allowed(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_table_with_both_keys_is_accepted_whatever_else_it_has(embedded_world: EmbeddedWorld, user: str) -> None:
     embedded_world.run(f"{user}-first")
     embedded_world.sql("ALTER TABLE accounts ADD created TEXT DEFAULT 'now'")
     embedded_world.sql("CREATE INDEX created ON accounts (created)")
-    assert embedded_world.run(user).status == 0
+    embedded_world.sql("CREATE UNIQUE INDEX replica_key ON accounts (uuid, guid)")
     embedded_world.sql("CREATE UNIQUE INDEX lower ON accounts (lower(uuid))")
-    assert_gave_up(embedded_world.run(f"{user}-2"), "has unique (an expression)")
+    assert embedded_world.run(user).status == 0
+
+
+def test_index_that_refuses_a_row_ends_its_run_and_a_rerun_resumes(embedded_world: EmbeddedWorld, user: str) -> None:
+    embedded_world.run(user)
+    embedded_world.sql("CREATE UNIQUE INDEX narrow ON accounts (lower(uuid))")
+    assert_gave_up(embedded_world.run(user.upper()), "does not store the row", user.upper(), "a key that is not")
+    embedded_world.sql("DROP INDEX narrow")
+    assert_resumes(embedded_world, user.upper(), ["2", "3"])
 
 
 def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(embedded_world: EmbeddedWorld, user: str) -> None:

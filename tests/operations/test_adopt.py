@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+import time
 
 import pytest
 import tigerbeetle as tb
@@ -25,6 +26,7 @@ from .commands import (
     assert_refused,
     assert_verdict,
     commit,
+    findings,
     halt,
     script,
     stage,
@@ -47,6 +49,20 @@ def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user:
     assert_halted(world, user, f"{world.reference} exists_diff")
     assert_verdict(world, user, STAGED, "staged")
     assert_adopted(world, user, guid)
+
+
+def test_commands_agree_about_an_imported_account(world: World, user: str, guid: str) -> None:
+    """It was moved from another cluster, and later it was closed. The promises were not moved."""
+    world.run(f"{user}-first")
+    flags = tb.AccountFlags.IMPORTED | tb.AccountFlags.CLOSED
+    stage(world, user, guid)
+    commit(world, user, guid, flags=flags, timestamp=time.time_ns())
+    assert_verdict(world, user, EXISTS, "exists")
+    assert not any(guid in finding for finding in findings(world)[1])
+    unstage(world, user)
+    assert_halted(world, user, "ordering violated")
+    assert_adopted(world, user, guid)
+    assert world.run(user).guid == guid
 
 
 def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(world: World, user: str, guid: str) -> None:

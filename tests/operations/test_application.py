@@ -44,6 +44,19 @@ def test_calls_at_the_same_time_create_each_account_once(world: World, user: str
     assert [world.rows(uuid) for uuid in uuids] == [world.accounts(uuid) for uuid in uuids] == [[g] for g in created]
 
 
+def test_calls_work_with_eager_tasks(world: World, user: str) -> None:
+    """An application can set this factory. A task may then be done when it is created."""
+
+    async def main() -> tuple[list[str], list[str | None]]:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with open_accounts(Settings.read(world.env)) as accounts, asyncio.timeout(HANG_S):
+            created = await asyncio.gather(*map(accounts.create, numbered(user, 5) * 3))
+            return created, [await accounts.find(uuid) for uuid in numbered(user, 5) * 3]
+
+    created, found = asyncio.run(main())
+    assert found == created
+
+
 def test_row_without_an_account_is_no_account(embedded_world: World, user: str, guid: str) -> None:
     stage(embedded_world, user, guid)
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import codecs
 import contextlib
 import fcntl
+import gzip
+import hashlib
+import io
+import json
 import os
 import pty
 import secrets
 import signal
+import sqlite3
 import struct
 import subprocess
 import termios
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +29,7 @@ import pytest
 import tigerbeetle as tb
 
 from clients.settings import Settings
-from operations.backfill import parse, read_lines
+from operations.backfill import decode, read_lines
 from operations.opening import connect
 
 from ..conftest import HANG_S, ServerWorld, World, assert_accounts_exist, locked, numbered, quick_only, wait_until
@@ -103,13 +110,12 @@ def test_account_that_the_ledger_lost_is_not_printed(embedded_world: World, user
 
 
 INVALID = {
-    "empty": b"",
-    "not UTF-8": b"caf\xe9",
+    "the uuid is empty": b"",
     "colon": b"a:b",
     "'\\t'": b"a\tb",
-    "too long": b"x" * 257,
-    "is too long": "🐯".encode() * 300,
-    "the most": b"y" * 500_000,
+    "has more than 256 characters": b"x" * 257,
+    "has more than 256": "🐯".encode() * 300,
+    "more than 256": b"y" * 500_000,
 }
 
 
@@ -117,10 +123,101 @@ def test_invalid_line_is_named_by_its_number_and_skipped(embedded_world: World, 
     many = run(embedded_world, user, *INVALID.values(), f"{user}-last")
     assert (many.status, list(many.accounts)) == (2, [user, f"{user}-last"])
     assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": len(INVALID)}
-    said = [line for line in many.err.splitlines() if line.startswith("line ")]
+    said = [line for line in many.err.splitlines() if line.startswith("skipped ")]
     for number, (words, line) in enumerate(zip(INVALID, said, strict=True), start=2):
-        assert line.startswith(f"line {number} is skipped: ")
-        assert words in line or "characters" in line
+        assert line.startswith(f"skipped line {number}: ")
+        assert words in line
+
+
+def test_many_invalid_lines_are_counted_and_not_named(embedded_world: World, user: str) -> None:
+    many = run(embedded_world, *numbered(user, 600), *["a:b"] * 500)
+    assert (many.status, len(many.accounts), many.counts()["invalid"]) == (2, 600, 500)
+    said = [line for line in many.err.splitlines() if line.startswith("skipped ")]
+    assert len(said) == 100
+    assert many.err.count("not named") == 1
+
+
+def table(values: list[str], file: Path) -> bytes:
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("CREATE TABLE list (uuid TEXT)")
+        db.executemany("INSERT INTO list VALUES (?)", [(value,) for value in values])
+    return file.read_bytes()
+
+
+def zipped(text: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("list", text)
+    return file.getvalue()
+
+
+NOT_FOUND = "<html>\r\n<head><title>404 Not Found</title></head>\r\n<body>\r\nnginx\r\n</body>\r\n</html>\r\n"
+
+
+def no_lists(directory: Path) -> dict[str, tuple[bytes, str]]:
+    """Return wrong files that people pass, and words of the refusal."""
+    uuids = [hashlib.sha1(b"%d" % number, usedforsecurity=False).hexdigest() for number in range(20)]
+    text = "".join(f"{uuid}\n" for uuid in uuids)
+    return {
+        "gzip": (gzip.compress(text.encode()), "line 1 of the input is not UTF-8 text"),
+        "bzip2": (bz2.compress(text.encode()), "is not UTF-8 text"),
+        "zip": (zipped(text.encode()), "is not UTF-8 text"),
+        "SQLite": (table(uuids, directory / "list.db"), "is not UTF-8 text"),
+        "UTF-16 with a byte order mark": (text.encode("utf-16"), "is not UTF-8 text"),
+        "UTF-16": (text.encode("utf-16-le"), "is not UTF-8 text"),
+        "UTF-32": (text.encode("utf-32-be"), "is not UTF-8 text"),
+        "Latin-1": ((text + "café\n").encode("latin-1"), "line 21 of the input is not UTF-8 text"),
+        "NUL between the uuids": (text.replace("\n", "\0").encode(), "is not UTF-8 text"),
+        "a list and then gzip": (text.encode() + gzip.compress(text.encode()), "line 21 of the input"),
+        "JSON lines": ("".join(f"{json.dumps({'uuid': uuid})}\n" for uuid in uuids).encode(), "begins with"),
+        "a JSON array": (json.dumps(uuids).encode(), "begins with"),
+        "a JSON array in lines": (json.dumps(uuids, indent=0).encode(), "begins with '['"),
+        "JSON texts": ("".join(f"{json.dumps(uuid)}\n" for uuid in uuids).encode(), "in quotes"),
+        "CSV with a header": (f"name,uuid\nAlice,{uuids[0]}\nBob,{uuids[1]}\n".encode(), "header, 'name,uuid'"),
+        "one column with a header": (f'"UUID"\r\n"{uuids[0]}"\r\n'.encode(), "header"),
+        "psql": (f"  uuid  \n--------\n {uuids[0]}\n(1 row)\n\n".encode(), "header, 'uuid'"),
+        "the output of a backfill": ("".join(f"{uuid}\t1\n" for uuid in uuids).encode(), "20 of its first 20 lines"),
+        "an answer of a web server": (NOT_FOUND.encode(), "begins with '<html>'"),
+    }
+
+
+def test_input_that_is_no_list_is_refused_before_the_first_account(embedded_world: World) -> None:
+    for name, (content, words) in no_lists(embedded_world.directory).items():
+        with backfill(embedded_world) as process:
+            refused = done(process, *process.communicate(content, timeout=HANG_S))
+        assert (refused.status, refused.shown) == (2, []), name
+        *_, counts, line = refused.err.splitlines()
+        assert counts.startswith("created 0, existing 0, halted 0, invalid 0;"), name
+        assert words in line, name
+        assert "run again" in line, name
+    assert embedded_world.sql("SELECT uuid FROM accounts") == []
+
+
+def test_line_of_ten_megabytes_creates_no_account(embedded_world: World) -> None:
+    many = run(embedded_world, b"user-1," * 1_500_000)
+    assert (many.status, many.shown, many.counts()["invalid"]) == (2, [], 1)
+
+
+def test_binary_data_after_some_accounts_ends_the_backfill(embedded_world: World, user: str) -> None:
+    with backfill(embedded_world) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{user}\n".encode())
+        process.stdin.flush()
+        process.stdout.readline()
+        ended = done(process, *process.communicate(b"next\n" + gzip.compress(b"x"), timeout=HANG_S))
+    assert ended.status == 2
+    assert "line 3 of the input is not UTF-8 text" in ended.err.splitlines()[-1]
+    assert "next" not in str(ended.shown)
+
+
+@pytest.mark.parametrize(
+    "uuids",
+    [["Smith, John", "Doe, Jane"], ["{5b1e}", "{5b1f}"], ['"The Rock"', "x"], ["<a@b>", "<c@d>"], ["# 1", "[x] y"]],
+    ids=["commas", "braces", "quotes", "angle brackets", "others"],
+)
+def test_list_with_unusual_uuids_is_a_list(embedded_world: World, uuids: list[str]) -> None:
+    assert list(run(embedded_world, *uuids).accounts) == uuids
 
 
 @pytest.mark.slow
@@ -148,7 +245,7 @@ def test_longest_uuid_after_a_byte_order_mark_is_read_in_two_parts() -> None:
 
     longest = "🐯" * 256
     first, second = asyncio.run(main())
-    assert (parse(first.removeprefix(codecs.BOM_UTF8)), second) == (longest, b"next")
+    assert (decode(1, first.removeprefix(codecs.BOM_UTF8)), second) == (longest, b"next")
 
 
 def test_unusual_uuid_is_data(embedded_world: World) -> None:
@@ -235,7 +332,7 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
 
 
 @pytest.mark.parametrize("waiting_for", quick_only(["an account"], ["a line", "its reader", "an account"]))
-def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) -> None:
+def test_backfill_dies_of_ctrl_c(embedded_world: World, waiting_for: str) -> None:
     uuids = [f"{number:0200}" for number in range(3_000)]
     file = embedded_world.directory / "uuids"
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
@@ -251,7 +348,7 @@ def test_ctrl_c_ends_backfill_with_130(embedded_world: World, waiting_for: str) 
             wait_until(lambda: is_full(process.stdout))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=HANG_S)
-    assert process.returncode == 130
+    assert process.returncode == -signal.SIGINT
     assert len(embedded_world.sql("SELECT uuid FROM accounts")) < len(uuids)
     assert "run again with the same input" in err
     assert "Traceback" not in err

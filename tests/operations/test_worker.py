@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +26,7 @@ from resonate.types import Value
 
 from clients.panic import Panic
 from create_account import DEADLINE
+from operations.worker import HealthFile
 
 from ..conftest import (
     HANG_S,
@@ -220,7 +223,9 @@ def test_another_worker_finishes_the_tasks_of_a_killed_worker(server_world: Serv
     assert_exist(server_world, accounts, uuids)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT), (signal.SIGHUP, -signal.SIGHUP)]
+)
 def test_stopping_worker_releases_its_tasks(
     server_world: ServerWorld, user: str, number: signal.Signals, status: int
 ) -> None:
@@ -243,6 +248,34 @@ def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert "set RESONATE_URL" in line
+
+
+@pytest.mark.parametrize("file", ["missing/healthy", ".", "pipe"])
+def test_health_file_that_cannot_be_written_ends_the_worker_before_it_serves(tmp_path: Path, file: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    away = {"TB_ADDRESS": str(free_port()), "RESONATE_URL": f"http://127.0.0.1:{free_port()}"}
+    done = script(World(tmp_path, away), "worker", "--health-file", file)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"cannot write --health-file {file}: ")
+
+
+def test_health_file_that_cannot_be_written_any_more_is_named_once_and_ends_no_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    health = HealthFile(directory / "healthy")
+    assert not (directory / "healthy").exists(), "nothing has answered yet"
+    health.touch()
+    shutil.rmtree(directory)
+    for _ in range(2):
+        health.touch()
+    directory.mkdir()
+    health.touch()
+    assert (directory / "healthy").exists()
+    [line] = capsys.readouterr().err.splitlines()
+    assert "directory/healthy: No such file or directory; this worker works" in line
 
 
 # -- Outages ---------------------------------------------------------------
