@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
-from . import crash
+from . import crash, opened_files
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -125,4 +125,10 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], cwd: Path, streams: li
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    opened_files.watch(_fail, always=True)
     crash.main(arguments)
+
+
+def _fail(line: str) -> None:
+    os.write(2, f"{line}\n".encode())
+    os._exit(97)  # no handler of the program may catch it

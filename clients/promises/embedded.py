@@ -33,7 +33,7 @@ from clients.command import limits
 from clients.command.console import Unavailable
 from clients.promises import cannot_run
 from clients.stores.read_only import ReadOnly
-from clients.stores.sqlite_file import Database, check_identity, identity, open_private
+from clients.stores.sqlite_file import Database, cannot_open, check_identity, create_private, identity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -312,7 +312,11 @@ async def _lock(path: Path) -> int:
 
     Raises `Unavailable`, naming the other process, if it does not end in time.
     """
-    descriptor = open_private(path)
+    create_private(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise cannot_open(path, error) from error
     give_up = time.monotonic() + limits.FIRST_ANSWER_TIMEOUT_S
     while True:
         try:
