@@ -315,7 +315,10 @@ class Program:
 
     def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
         self._batches = batches
-        self.workflows = {"create_account": module.create_account, "create_accounts": batches.create_accounts}
+        self.workflows = {
+            "create_account": module.create_account,
+            "create_accounts": batches.create_accounts,
+        }
         self._positions: dict[Process, tuple[str, Any]] = {}
         self._began: dict[Process, int] = {}
 
