@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, EmbeddedWorld, numbered, quick_only
+from ..conftest import ROOT, World, numbered, quick_only
 from .backfills import run
 from .commands import Done, findings
 from .test_layouts import contents
@@ -23,7 +23,7 @@ NAMES = ("promises", "ledger", "accounts")
 SETTINGS = {"absolute": ("{}/data", "."), "relative": ("data", "."), "in the data directory": (".", "data")}
 
 
-def documented(kind: str, world: EmbeddedWorld, setting: str = "absolute", name: str = "accounts") -> Done:
+def documented(kind: str, world: World, setting: str = "absolute", name: str = "accounts") -> Done:
     data, cwd = SETTINGS[setting]
     return shell(BLOCKS[kind].replace("accounts", name), world.directory / cwd, DATA_DIR=data.format(world.directory))
 
@@ -45,7 +45,7 @@ def assert_failed(done: Done, *words: str) -> None:
 
 @pytest.mark.parametrize("setting", quick_only(["absolute"], SETTINGS))
 def test_backup_is_restored_although_a_killed_process_has_left_its_wal(
-    embedded_world: EmbeddedWorld, user: str, setting: str
+    embedded_world: World, user: str, setting: str
 ) -> None:
     """An old -wal beside a restored file would destroy it."""
     guid = embedded_world.run(user).guid
@@ -63,9 +63,7 @@ def test_backup_is_restored_although_a_killed_process_has_left_its_wal(
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_command_without_its_files_fails_and_changes_nothing(
-    embedded_world: EmbeddedWorld, user: str, kind: str
-) -> None:
+def test_command_without_its_files_fails_and_changes_nothing(embedded_world: World, user: str, kind: str) -> None:
     embedded_world.run(user)
     before = contents(embedded_world)
     for cwd in (embedded_world.directory, embedded_world.data):
@@ -79,7 +77,7 @@ def test_command_without_its_files_fails_and_changes_nothing(
     assert not list(embedded_world.directory.glob("*.db"))
 
 
-def test_backup_replaces_no_file(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_backup_replaces_no_file(embedded_world: World, user: str) -> None:
     embedded_world.run(user)
     assert_done(documented("backup", embedded_world))
     embedded_world.run(f"{user}-2")
@@ -88,7 +86,7 @@ def test_backup_replaces_no_file(embedded_world: EmbeddedWorld, user: str) -> No
     assert (embedded_world.directory / "accounts-backup.db").read_bytes() == backup
 
 
-def test_process_that_runs_during_a_restore_ends(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_process_that_runs_during_a_restore_ends(embedded_world: World, user: str) -> None:
     embedded_world.run(f"{user}-first")
     assert_done(documented("backup", embedded_world))
     with embedded_world.paused_at(user, "before write 2") as process:
@@ -100,7 +98,7 @@ def test_process_that_runs_during_a_restore_ends(embedded_world: EmbeddedWorld, 
 
 
 def test_row_is_deleted_and_staged_while_a_process_has_the_file_open(
-    embedded_world: EmbeddedWorld, user: str, guid: str
+    embedded_world: World, user: str, guid: str
 ) -> None:
     row = f"'{user}', '{guid}'"
     delete = BLOCKS["delete"].replace("uuid = '...' AND guid = '...'", f"(uuid, guid) = ({row})")
@@ -119,7 +117,7 @@ def test_row_is_deleted_and_staged_while_a_process_has_the_file_open(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run a command as another user than the file's")
 @pytest.mark.parametrize("crash", ["", "after write 2"])
-def test_backup_by_root_leaves_the_files_to_their_owner(embedded_world: EmbeddedWorld, user: str, crash: str) -> None:
+def test_backup_by_root_leaves_the_files_to_their_owner(embedded_world: World, user: str, crash: str) -> None:
     with embedded_world.paused_at(f"{user}-2", "before write 2") as process:
         embedded_world.sql("DELETE FROM accounts")
         if crash:
