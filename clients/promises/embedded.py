@@ -325,8 +325,9 @@ async def _lock(path: Path) -> int:
             if time.monotonic() > give_up:
                 holder = os.pread(descriptor, 32, 0).decode()
                 os.close(descriptor)
+                this = " (this one)" if holder == str(os.getpid()) else ""
                 raise Unavailable(
-                    f"{path.parent} is in use by process {holder}; wait for it, or start a Resonate server "
+                    f"{path.parent} is in use by process {holder}{this}; wait for it, or start a Resonate server "
                     "(RESONATE_URL), which several processes can share"
                 ) from None
             await asyncio.sleep(LOCK_RETRY_S)

@@ -1,20 +1,25 @@
-"""SQLite keeps its locks: whatever a process does, no other process takes itself for the last one."""
+"""SQLite keeps its locks, its files' modes and its syncs, whatever an application does."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import resource
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clients.command.console import Unavailable
 from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database
+
+from ..conftest import OPENED, ROOT
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (number INTEGER PRIMARY KEY)"
 
@@ -87,3 +92,42 @@ def test_process_that_ends_is_not_taken_for_the_last_one(
 
     asyncio.run(main())
     assert statement(path, "SELECT * FROM numbers WHERE number < 10") == "(1,)\n(2,)\n(3,)\n"
+
+
+def modes(directory: Path) -> set[int]:
+    return {file.stat().st_mode & 0o777 for file in directory.iterdir()}
+
+
+def test_files_of_an_application_are_private_and_synced(tmp_path: Path) -> None:
+    """An application has not the umask of the commands. On macOS, a sync needs `fullfsync` to reach the disk."""
+    path = tmp_path / "numbers.db"
+
+    async def main() -> tuple[set[int], list[Any]]:
+        database = await Database(path, SCHEMA).open()
+        await insert(database, 1)
+        found = modes(tmp_path)
+        pragmas = ("synchronous", "fullfsync", "checkpoint_fullfsync")
+        settings = [await database.read(f"PRAGMA {pragma}") for pragma in pragmas]
+        await database.close()
+        return found, settings
+
+    before = os.umask(0)
+    try:
+        assert asyncio.run(main()) == ({0o600}, [[(2,)], [(1,)], [(1,)]])
+    finally:
+        os.umask(before)
+
+
+def test_file_that_is_opened_beside_sqlite_fails_the_test(tmp_path: Path) -> None:
+    """The rule of opened_files.py is enforced: here while a connection is open, and always where the program runs."""
+    path = tmp_path / "numbers.db"
+    with contextlib.closing(sqlite3.connect(path)):
+        for file in (path, tmp_path / "numbers.db-wal"):
+            with pytest.raises(AssertionError, match="was opened, but not by SQLite"):
+                file.read_bytes()
+    assert path.read_bytes() == b""
+    assert len(OPENED) == 2
+    OPENED.clear()
+    program = "import sys; from tests.processes import watch_opened_files; watch_opened_files(); open(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "was opened, but not by SQLite" in done.stderr) == (97, True)

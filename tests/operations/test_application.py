@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from clients.promises.cannot_run import Unexecutable
 from clients.settings import Settings
 from operations.application import open_accounts
 
-from ..conftest import EmbeddedWorld, World, locked, numbered
+from ..conftest import EmbeddedWorld, Run, World, locked, numbered
 from .commands import commit, spoil, stage
 
 
@@ -114,3 +115,22 @@ def test_application_ends_while_a_store_is_unavailable(
 
     asyncio.run(main())
     assert embedded_world.run(user).status == 0
+
+
+def test_second_connection_to_embedded_promises_is_refused_and_the_first_one_keeps_its_lock(
+    embedded_world: EmbeddedWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.1)
+
+    async def main() -> Run:
+        settings = Settings.read(embedded_world.env)
+        async with open_accounts(settings) as accounts:
+            with pytest.raises(Unavailable, match=r"is in use by process \d+ \(this one\)"):
+                async with open_accounts(settings):
+                    pass
+            await accounts.create(user)
+            return await asyncio.to_thread(embedded_world.run, user, FIRST_ANSWER="0.1")
+
+    beside = asyncio.run(main())
+    assert beside.status == 1
+    assert f"is in use by process {os.getpid()};" in beside.err
