@@ -147,7 +147,7 @@ def check_identity(path: Path, opened: Identity) -> None:
     if identity(path) != opened:
         raise Replaced(
             f"{path} was removed or replaced while this process used it; nothing more was recorded: "
-            "restore the file and run again"
+            "restore the file, unless it is a -wal file, and run again"
         )
 
 
