@@ -38,6 +38,7 @@ from clients.settings import TESTS_ONLY, VARIABLES
 from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import TABLES
 
+from . import opened_files
 from .postgres import Postgres
 from .processes import Process
 
@@ -462,6 +463,26 @@ def world_with_own_ledger(world: World) -> World:
 def guid() -> str:
     """A new account id."""
     return str(tb.id())
+
+
+#: Files that this process has opened although SQLite had them open, too.
+OPENED: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def only_sqlite_opens_its_files() -> Iterator[None]:
+    """Fail the test, even if somebody has caught the exception. processes.py watches the other processes."""
+    OPENED.clear()
+    yield
+    assert not OPENED
+
+
+def opened(line: str) -> None:
+    OPENED.append(line)
+    raise AssertionError(line)
+
+
+opened_files.watch(opened, always=False)
 
 
 def pytest_configure() -> None:

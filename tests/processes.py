@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
-from . import crash
+from . import crash, opened_files
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -130,4 +130,15 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], cwd: Path, streams: li
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    watch_opened_files()
     crash.main(arguments)
+
+
+def watch_opened_files() -> None:
+    """End this process if it opens a file of SQLite's. Only the program runs here, so it has no reason to."""
+
+    def end(line: str) -> None:
+        os.write(2, f"{line}\n".encode())
+        os._exit(97)  # no handler of the program may catch it
+
+    opened_files.watch(end, always=True)

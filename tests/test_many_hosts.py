@@ -57,6 +57,20 @@ def test_the_move_to_postgresql_works_as_written(tmp_path: Path, postgres: Postg
         assert world.run(f"{user}-new").status == 1, "a process still uses SQLite"
 
 
+def test_passwords_are_written_once(tmp_path: Path) -> None:
+    """PostgreSQL keeps the first ones."""
+    [commands] = re.findall(r"```sh start\n(.*?)export", DOCUMENT, re.DOTALL)
+    file = tmp_path / "docs" / "many-hosts" / ".env"
+    file.parent.mkdir(parents=True)
+    for status in (0, 1):
+        done = subprocess.run(["bash", "-c", commands], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, "cannot overwrite existing file" in done.stderr) == (status, bool(status))
+        if status == 0:
+            passwords = file.read_text()
+    assert re.fullmatch(r"(\w+_PASSWORD=[0-9a-f]{32}\n){3}", passwords)
+    assert (file.read_text(), file.stat().st_mode & 0o777) == (passwords, 0o600)
+
+
 def test_images_are_those_of_the_other_compose_file() -> None:
     assert {replica["image"] for replica in REPLICAS} == {ONE_HOST["tigerbeetle"]["image"]}
     assert SERVICES["resonate"]["image"] == ONE_HOST["resonate"]["image"]

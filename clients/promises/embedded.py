@@ -32,7 +32,7 @@ from clients import limits
 from clients.errors import Closed, Unavailable
 from clients.promises import cannot_run
 from clients.stores.read_only import ReadOnly
-from clients.stores.sqlite_file import Database, check_identity, identity, open_private
+from clients.stores.sqlite_file import Database, cannot_open, check_identity, create_private, identity
 
 if TYPE_CHECKING:
     import sqlite3
@@ -320,7 +320,11 @@ async def _lock(path: Path) -> int:
 
     Raises `Unavailable`, naming the other process, if it does not end in time.
     """
-    descriptor = open_private(path)
+    create_private(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise cannot_open(path, error) from error
     give_up = time.monotonic() + limits.FIRST_ANSWER_TIMEOUT_S
     while True:
         try:
@@ -329,8 +333,9 @@ async def _lock(path: Path) -> int:
             if time.monotonic() > give_up:
                 holder = os.pread(descriptor, 32, 0).decode()
                 os.close(descriptor)
+                this = " (this one)" if holder == str(os.getpid()) else ""
                 raise Unavailable(
-                    f"{path.parent} is in use by process {holder}; wait for it, or start a Resonate server "
+                    f"{path.parent} is in use by process {holder}{this}; wait for it, or start a Resonate server "
                     "(RESONATE_URL), which several processes can share"
                 ) from None
             await asyncio.sleep(LOCK_RETRY_S)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sqlite3
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from clients.errors import Unavailable
-from clients.stores.sqlite_file import ENDS, Database, check_regular, primary_code, remedy, text_or_bytes
+from clients.stores.sqlite_file import ENDS, Database, check_regular, remedy, text_or_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +23,8 @@ WAL_HEADER_BYTES = 32
 #: Seconds that a process which opens, closes or checkpoints the file may keep a reader waiting.
 PATIENCE_S = 1.0
 
-#: Errors of reading in place that a private copy can do without.
-IN_PLACE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+#: How a file without its -shm file is opened: only a writer may lock it.
+EXCLUSIVE = "mode=rw"
 
 #: What tells one state of a file from another: its inode, its size, and the time of its last change. None: no file.
 type State = tuple[int, int, int] | None
@@ -35,28 +33,24 @@ type State = tuple[int, int, int] | None
 class ReadOnly(Database):
     """An SQLite file that another process may be writing. Reads see its newest commit and change nothing.
 
-    SQLite alone would change something: it makes a missing -wal or -shm file, and it rolls back the journal of a dead
-    process. So the file is read in one of three ways:
+    SQLite alone would make a missing -wal or -shm file. So the file is read in one of three ways:
 
     - The -wal file and the journal are empty: the main file is complete, and `immutable` reads only that. If anything
       has changed meanwhile, the result does not count.
-    - The -wal file has content, and there is a -shm file, which a living process may use: in place, with its locks.
-    - Anything else: SQLite opens a private copy, and may change that.
+    - The -wal file has content, but its -shm file is missing, as in some backups: under an exclusive lock, SQLite needs
+      no -shm file.
+    - Anything else: in place, with the locks of a living process. A dead process's transaction in a journal is refused,
+      because only a writer can roll it back.
     """
 
     writable = False
 
     def __init__(self, path: Path, schema: str = "") -> None:
         super().__init__(path, schema)
-        self._copy: tuple[list[State], tempfile.TemporaryDirectory[str]] | None = None
 
     async def open(self) -> ReadOnly:
         await self.read("SELECT 1 FROM sqlite_master")
         return self
-
-    async def close(self) -> None:
-        await super().close()
-        self._remove_copy()
 
     async def transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
         """Return what `work` reads. Raises `Unavailable` if the file cannot be read."""
@@ -68,7 +62,7 @@ class ReadOnly(Database):
                 return self._read(work)
             except (sqlite3.Error, OSError) as error:
                 if time.monotonic() > give_up:
-                    action = remedy(error, self.path, "check the file")
+                    action = remedy(error, "check the file")
                     raise Unavailable(f"cannot read {self.path}: {error}; {action}") from error
                 await asyncio.sleep(0.02)
 
@@ -82,38 +76,12 @@ class ReadOnly(Database):
                 "was ever requested here)"
             )
         _, journal, wal, shm = (state[1] if state else 0 for state in states)
-        if wal > WAL_HEADER_BYTES and shm:
-            try:
-                return work_on(main, "mode=ro&readonly_shm=1", work)
-            except sqlite3.Error as error:
-                if primary_code(error) not in IN_PLACE:
-                    raise
-        elif wal <= WAL_HEADER_BYTES and not journal:
+        if wal <= WAL_HEADER_BYTES and not journal:
             result = work_on(main, "immutable=1", work)
-            check_unchanged(main, states)
+            if [state_of(main, end) for end in ENDS] != states:
+                raise BlockingIOError("another process changes it all the time")
             return result
-        return work_on(self._copied(main, states[:3]), "mode=rw", work)
-
-    def _copied(self, main: Path, states: list[State]) -> Path:
-        """Return a private copy of the files. It is kept until they change."""
-        if self._copy is None or self._copy[0] != states:
-            self._remove_copy()
-            directory = tempfile.TemporaryDirectory(prefix="read-only-")
-            self._copy = states, directory
-            for end in ENDS[:3]:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(f"{main}{end}", Path(directory.name, f"{main.name}{end}"))
-            try:
-                check_unchanged(main, states)
-            except OSError:
-                self._remove_copy()
-                raise
-        return Path(self._copy[1].name, main.name)
-
-    def _remove_copy(self) -> None:
-        if self._copy is not None:
-            self._copy[1].cleanup()
-            self._copy = None
+        return work_on(main, "mode=ro&readonly_shm=1" if journal or shm else EXCLUSIVE, work)
 
 
 def state_of(main: Path, end: str) -> State:
@@ -124,14 +92,11 @@ def state_of(main: Path, end: str) -> State:
     return file.st_ino, file.st_size, file.st_mtime_ns
 
 
-def check_unchanged(main: Path, states: list[State]) -> None:
-    """Raise BlockingIOError if another process has changed the files meanwhile."""
-    if [state_of(main, end) for end in ENDS[: len(states)]] != states:
-        raise BlockingIOError("another process changes it all the time")
-
-
 def work_on[T](main: Path, mode: str, work: Callable[[sqlite3.Connection], T]) -> T:
     with contextlib.closing(sqlite3.connect(f"file:{quote(os.fsencode(main))}?{mode}", timeout=1, uri=True)) as db:
         db.text_factory = text_or_bytes
+        if mode == EXCLUSIVE:
+            db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("BEGIN")
         return work(db)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import os
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,13 +29,17 @@ LOCAL = "set DATA_DIR to a directory of a local file system, not 9p, FUSE or NFS
 #: What the user can do, by the extended or the primary code of the error.
 SQLITE_REMEDIES = {
     sqlite3.SQLITE_CANTOPEN: WRITABLE,
-    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
+    sqlite3.SQLITE_CORRUPT: "end all processes, remove the file together with its -wal and -shm files, and only then copy a "
+    "backup there (an old -wal destroys a restored file): docs/operations.md, 'Backing up and restoring'",
     sqlite3.SQLITE_FULL: "free some disk space and run again",
     sqlite3.SQLITE_IOERR: "check the disk and run again",
+    sqlite3.SQLITE_IOERR_LOCK: f"it cannot be locked: make the file writable, or {LOCAL}",
     sqlite3.SQLITE_IOERR_SHMMAP: f"its -shm file cannot be mapped to memory: {LOCAL}",
     sqlite3.SQLITE_IOERR_SHMLOCK: f"its -shm file cannot be locked: {LOCAL}",
     sqlite3.SQLITE_IOERR_SHMSIZE: "its -shm file cannot grow: free some disk space and run again",
     sqlite3.SQLITE_NOTADB: "move the file away or choose another DATA_DIR",
+    sqlite3.SQLITE_READONLY_ROLLBACK: "a process died while it wrote to it: run create_account.py, which restores the last "
+    "commit, and run again",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable and run again",
 }
 
@@ -49,12 +55,15 @@ OS_REMEDIES = {
 #: The ends of the names of SQLite's files.
 ENDS = ("", "-journal", "-wal", "-shm")
 
+#: Held while a file is created, so that no connection of this process has it open when its descriptor is closed.
+CREATING = threading.Lock()
 
-def remedy(error: sqlite3.Error | OSError, path: Path, default: str) -> str:
+
+def remedy(error: sqlite3.Error | OSError, default: str) -> str:
     """Return what the user can do about the error. SQLite does not tell that a limit of open files is the cause."""
     descriptors: list[int] = []
     try:
-        descriptors.extend(os.open(path, os.O_RDONLY) for _ in ENDS)
+        descriptors.extend(os.open(os.devnull, os.O_RDONLY) for _ in ENDS)
     except OSError as cause:
         if cause.errno in OS_REMEDIES:
             return f"{cause.strerror}: {OS_REMEDIES[cause.errno]}"
@@ -88,32 +97,44 @@ def text_or_bytes(raw: bytes) -> str | bytes:
         return raw
 
 
-def open_private(path: Path) -> int:
-    """Open or create a file, and its directory, that only their owner may use. Returns a file descriptor."""
+def create_private(path: Path) -> None:
+    """Create an empty file, and its directory, that only their owner may use. A file that exists is not opened.
+
+    POSIX ends all locks of a process on a file if the process closes any descriptor of it, and SQLite knows only its own
+    descriptors. So nobody else may open a file that SQLite has open.
+    """
     try:
         check_regular(path)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 - they raise nothing
             raise Unavailable(
                 f"{path} is a link to a missing file: restore the file, or correct the link, and run again"
-            ) from error
-        action = OS_REMEDIES.get(error.errno or 0, WRITABLE) if isinstance(error, OSError) else WRITABLE
-        raise Unavailable(f"cannot open {path}: {error}; {action}") from error
+            )
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with CREATING, contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise cannot_open(path, error) from error
+
+
+def cannot_open(path: Path, error: OSError | ValueError) -> Unavailable:
+    action = OS_REMEDIES.get(error.errno or 0, WRITABLE) if isinstance(error, OSError) else WRITABLE
+    return Unavailable(f"cannot open {path}: {error}; {action}")
 
 
 class Replaced(Unavailable):
     """A file was removed or replaced while this process used it, so what this process writes is lost.
 
-    Overwriting the file in place is not noticed, and neither is the loss of its -wal file.
+    Overwriting the file in place is not noticed.
     """
 
     is_temporary = False
 
 
-def identity(file: Path | int) -> tuple[int, int] | None:
-    """Return the device and the inode of a file; None if it does not exist."""
+#: The device and the inode of a file; None if it does not exist.
+type Identity = tuple[int, int] | None
+
+
+def identity(file: Path | int) -> Identity:
     try:
         status = os.stat(file)  # noqa: PTH116 - it takes a file descriptor, too
     except OSError:
@@ -121,12 +142,12 @@ def identity(file: Path | int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def check_identity(path: Path, opened: tuple[int, int] | None) -> None:
+def check_identity(path: Path, opened: Identity) -> None:
     """Raise `Replaced` if the path no longer names the file that was opened."""
     if identity(path) != opened:
         raise Replaced(
             f"{path} was removed or replaced while this process used it; nothing more was recorded: "
-            "restore the file and run again"
+            "restore the file, unless it is a -wal file, and run again"
         )
 
 
@@ -150,7 +171,7 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
         self._transactions = Batcher(self._commit_patiently)
         self._db: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identities: dict[Path, Identity] = {}
         self._closed = False
         self.fail_if_locked = False  # do not wait for another process's lock any more
 
@@ -184,19 +205,22 @@ class Database:
         return result
 
     def _connect(self) -> None:
-        os.close(open_private(self.path))
+        create_private(self.path)
         # isolation_level=None: this class begins transactions; sqlite3 would guess.
         db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         db.text_factory = text_or_bytes
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone leaves the data in the disk's cache
+            db.execute("PRAGMA checkpoint_fullfsync=ON")
             db.execute("PRAGMA wal_checkpoint")  # the last writes of a killed process may not be synced yet
             db.executescript(self._schema)
         except sqlite3.Error:
             db.close()
             raise
-        self._db, self._identity = db, identity(self.path)
+        wal = Path(f"{os.path.realpath(self.path)}-wal")  # it exists as long as the file is open
+        self._db, self._identities = db, {path: identity(path) for path in (self.path, wal)}
 
     async def _commit_patiently(self, batch: list[Transaction]) -> list[Any]:
         return await self._retry_while_locked(functools.partial(self._commit, batch), limits.ANSWER_TIMEOUT_S)
@@ -217,7 +241,8 @@ class Database:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        check_identity(self.path, self._identity)
+        for path, opened in self._identities.items():
+            check_identity(path, opened)
         return results
 
     async def _on_thread[T](self, work: Callable[[], T]) -> T:
@@ -231,7 +256,7 @@ class Database:
                 return await attempt()
             except sqlite3.Error as error:
                 if primary_code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    action = remedy(error, self.path, "check the file and run again")
+                    action = remedy(error, "check the file and run again")
                     raise Unavailable(f"cannot use {self.path}: {error}; {action}") from error
                 if loop.time() > give_up or self._closed or self.fail_if_locked:
                     raise Unavailable(

@@ -151,7 +151,7 @@ def replaced(path: Path) -> None:
     copy.rename(path)
 
 
-@pytest.mark.parametrize("file", [*FILES, "promises.lock"])
+@pytest.mark.parametrize("file", [*FILES, "promises.lock", "accounts.db-wal"])
 @pytest.mark.parametrize("how", quick_only([removed], [removed, replaced]))
 def test_file_that_is_replaced_under_a_run_ends_it_and_settles_nothing(
     embedded_world: World, user: str, file: str, how: Callable[[Path], None]

@@ -20,6 +20,7 @@ from operations.application import open_accounts
 from ..conftest import (
     HANG_S,
     EmbeddedWorld,
+    Run,
     ServerWorld,
     World,
     format_ledger,
@@ -144,9 +145,10 @@ def test_application_ends_while_a_store_is_unavailable(
 
 
 def test_application_that_ends_with_calls_in_flight_prints_nothing_and_releases_all_leases(
-    world: World, user: str, capfd: pytest.CaptureFixture[str]
+    world: World, user: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The calls raise `Unavailable`. Another process need not wait for a lease."""
+    monkeypatch.setattr(server, "LEASE", timedelta(seconds=10 * HANG_S))
     uuids = numbered(user, 50)
 
     async def main() -> list[Any]:
@@ -160,14 +162,12 @@ def test_application_that_ends_with_calls_in_flight_prints_nothing_and_releases_
     assert {type(result) for result in created} <= {str, Unavailable}
     assert str(find) == str(create) == "the accounts are closed; open them again with open_accounts, and call again"
     assert capfd.readouterr().err == ""
-    assert asyncio.run(without_waiting(world, uuids))
 
+    async def again() -> None:
+        async with open_accounts(Settings.read(world.env)) as accounts:
+            await asyncio.gather(*map(accounts.create, uuids))  # raises `Unavailable` if a lease is left
 
-async def without_waiting(world: World, uuids: list[str]) -> bool:
-    """Create the accounts in another process's place, and return whether no lease had to expire."""
-    async with open_accounts(Settings.read(world.env)) as accounts:
-        await asyncio.gather(*map(accounts.create, uuids))
-    return True
+    asyncio.run(again())
 
 
 #: Seconds of a lease, and without an answer, in place of 10 and 30. A pause is shorter than both, between them, or longer.
@@ -210,3 +210,22 @@ def test_each_call_ends_after_a_pause_and_the_next_one_returns_the_account(
         assert {type(result) for result in ended} <= {str, Unavailable, NoAnswer}
         assert created == found
         assert server_world.all_accounts(uuids) == {uuid: [guid] for uuid, guid in zip(uuids, created, strict=True)}
+
+
+def test_second_connection_to_embedded_promises_is_refused_and_the_first_one_keeps_its_lock(
+    embedded_world: EmbeddedWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.1)
+
+    async def main() -> Run:
+        settings = Settings.read(embedded_world.env)
+        async with open_accounts(settings) as accounts:
+            with pytest.raises(Unavailable, match=r"is in use by process \d+ \(this one\)"):
+                async with open_accounts(settings):
+                    pass
+            await accounts.create(user)
+            return await asyncio.to_thread(embedded_world.run, user, FIRST_ANSWER="0.1")
+
+    beside = asyncio.run(main())
+    assert beside.status == 1
+    assert f"is in use by process {os.getpid()};" in beside.err

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sqlite3
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -97,13 +99,15 @@ def test_check_reads_a_file_whose_writer_was_killed_at_its_first_write(world: Wo
     if not (file := world.data / "accounts.db").exists():
         pytest.skip("this world has no such file: a server holds the rows")
     wal, index = (file.with_name(f"{file.name}-{end}") for end in ("wal", "shm"))
+    header, index_before = world.directory / "header", world.directory / "index"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.execute("SELECT uuid FROM accounts").fetchall()
-        index_before = index.read_bytes()
+        subprocess.run(["cp", index, index_before], check=True)
         db.execute("PRAGMA user_version = 1")
-        header = wal.read_bytes()[:32]
-    wal.write_bytes(header)
-    index.write_bytes(index_before)
+        subprocess.run(["cp", wal, header], check=True)
+    os.truncate(header, 32)
+    header.rename(wal)
+    index_before.rename(index)
     assert_verdict(world, user, EXISTS, "exists")
 
 

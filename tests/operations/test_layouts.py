@@ -42,7 +42,7 @@ def without_index(world: World) -> None:
 
 
 def with_hot_journal(world: World) -> None:
-    """A process died in a transaction, in rollback mode. Its changes are in the main file, and must not be read."""
+    """Another program died in a transaction, in rollback mode. Its changes are in the main file, and must not be read."""
     change = (
         "import os, signal, sqlite3, sys\n"
         "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
@@ -72,9 +72,12 @@ def with_a_persistent_journal(world: World) -> None:
     assert (world.data / "accounts.db-journal").stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    "layout", [lambda _: None, without_index, with_hot_journal, in_rollback_mode, with_a_persistent_journal]
-)
+def contents(world: World) -> dict[str, object]:
+    files = {path.name: path.read_bytes() for path in world.data.iterdir()}
+    return files | {"": world.data.stat().st_mtime_ns}
+
+
+@pytest.mark.parametrize("layout", [lambda _: None, without_index, in_rollback_mode, with_a_persistent_journal])
 def test_layout_is_read_as_sqlite_reads_it_and_is_not_changed(
     embedded_world: EmbeddedWorld, user: str, layout: Callable[[World], None]
 ) -> None:
@@ -82,16 +85,28 @@ def test_layout_is_read_as_sqlite_reads_it_and_is_not_changed(
     embedded_world.run(user, crash="after save 3")
     layout(embedded_world)
 
-    def contents() -> dict[str, object]:
-        files = {path.name: path.read_bytes() for path in embedded_world.data.iterdir()}
-        return files | {"": embedded_world.data.stat().st_mtime_ns}
-
-    before = contents()
+    before = contents(embedded_world)
     done = script(embedded_world, "audit")
     assert done.stdout == "clean; 1 accounts, 1 rows, 0 in progress\n", done.stderr
-    assert contents() == before
+    assert contents(embedded_world) == before
     assert embedded_world.run(user).status == 0
     assert_verdict(embedded_world, user, EXISTS, "exists")
+
+
+def test_journal_of_a_dead_process_is_refused_until_a_run_has_rolled_it_back(
+    embedded_world: EmbeddedWorld, user: str
+) -> None:
+    """Not by this program, which writes no journal. Only a writer can read such a file."""
+    embedded_world.run(user)
+    with_hot_journal(embedded_world)
+    before = contents(embedded_world)
+    done = script(embedded_world, "audit")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "accounts.db" in done.stderr
+    assert "run create_account.py" in done.stderr.splitlines()[-1]
+    assert contents(embedded_world) == before
+    assert embedded_world.run(user).status == 0
+    assert findings(embedded_world) == (0, [], "clean; 1 accounts, 1 rows, 0 in progress")
 
 
 def test_row_that_is_not_utf_8_is_one_finding_of_the_audit(world_with_own_ledger: World, user: str, guid: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from .commands import (
     stage,
     unstage,
 )
+from .test_documented_commands import NAMES, assert_done, documented
 
 
 @dataclass
@@ -194,23 +194,16 @@ def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, u
 
 @pytest.mark.slow
 def test_backing_up_in_that_order_while_accounts_are_created(embedded_world: World, user: str) -> None:
-    names = ("promises.db", "ledger.db", "accounts.db")
 
     def back_up(uuids: list[str]) -> None:
-        for name in names:
+        for name in NAMES:
             goal = len(uuids) + 30
             wait_until(lambda goal=goal: len(uuids) > goal)  # type: ignore[misc]
-            with (
-                contextlib.closing(sqlite3.connect(embedded_world.data / name)) as live,
-                contextlib.closing(sqlite3.connect(embedded_world.directory / name)) as copy,
-            ):
-                live.backup(copy)
+            assert_done(documented("backup", embedded_world, name=name))
 
     uuids = asyncio.run(load(embedded_world, user, back_up))
-    for name in names:
-        for path in embedded_world.data.glob(f"{name}*"):
-            path.unlink()
-        (embedded_world.directory / name).rename(embedded_world.data / name)
+    for name in NAMES:
+        assert_done(documented("restore", embedded_world, name=name))
 
     assert {line.partition(":")[0] for line in findings(embedded_world)[1]} <= {"staged"}
     rows = dict(embedded_world.sql("SELECT uuid, guid FROM accounts"))
