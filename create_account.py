@@ -67,7 +67,7 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or is not the promise's
+    check_request(ctx.info.parent_id, uuid, guid)  # raises ValueError if the request is wrong
     return guid or str(tb.id())
 
 
@@ -120,6 +120,8 @@ DEADLINE = timedelta(days=36_500)
 @types.coroutine
 def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
+
+    Only an operator's `adopt` gives the guid, of an account that is staged or exists.
 
     It is a generator, like the TypeScript original: read `yield from X.__await__()` as `await X`. `types.coroutine` makes
     it awaitable.

@@ -38,6 +38,7 @@ from clients.promises.results import handle_of, read
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SystemOfReference
 from create_account import DEADLINE, Outcome, commit_account, panic_if, stage_account
+from operations.steps import are_of_batches, versions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -217,12 +218,21 @@ def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -
 # -- Callers ---------------------------------------------------------------
 
 
+def register_workflow(resonate: Resonate) -> None:
+    """Register the workflow, if a version of `create_account` has its steps. May be called again.
+
+    Else this program lacks the steps, and a pending batch waits for a program that has them.
+    """
+    if any(map(are_of_batches, versions(resonate).values())):
+        with contextlib.suppress(AlreadyRegisteredError):
+            resonate.register(create_accounts, name="create_accounts")
+
+
 def register(resonate: Resonate, clients: Clients) -> Claims:
     """Register the workflow and inject what it needs besides the two stores. May be called again."""
     claims = Claims(resonate, clients.resonate_arguments["network"])
-    with contextlib.suppress(AlreadyRegisteredError):
-        resonate.register(create_accounts, name="create_accounts")
-        resonate.with_dependency(claims)
+    register_workflow(resonate)
+    resonate.with_dependency(claims)
     return claims
 
 

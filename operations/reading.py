@@ -6,12 +6,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import create_account
 from clients.account import accounts_of, check_uuid, id_of, promise_id
 from clients.command.console import Unavailable, print_diagnostic
 from clients.command.outages import Outages
 from clients.opening import open_promises, open_record, open_reference
 from clients.promises import reading
 from clients.promises.one_reference import Identity, mismatch
+from operations.batch import register_workflow
 from operations.verdict import AccountState
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ async def open_readers(settings: Settings, *, refuse: bool = False) -> AsyncIter
     outages = Outages()
     async with contextlib.AsyncExitStack() as stack:
         resonate = await stack.enter_async_context(open_promises(settings, outages))
+        create_account.register(resonate)  # runs nothing here: it says what this program can run
+        register_workflow(resonate)
         reference = open_reference(settings, outages, read_only=True)
         stack.push_async_callback(reference.close)
         await reference.open()
@@ -76,23 +80,16 @@ async def read_state(readers: Readers, uuid: str) -> AccountState:
     while is_uuid(uuid) and (promise := await readers.promise(promise_id(uuid, len(promises) + 1))):
         promises.append(promise)
     batch = None
-    if promises and promises[0].batch is not None:
-        promises[0], batch = await read_batch(readers, promises[0])
+    if promises and (claim := promises[0].batch) is not None:
+        batch = await readers.promise(claim)
+        if batch is None or batch.state != "pending":  # a batch settles its accounts' promises before it ends
+            promises[0] = await readers.promise(promises[0].id) or promises[0]
     accounts = await readers.record.query_accounts(accounts_of(uuid))
     guids = [str(account.id) for account in accounts]
     rows = await readers.reference.find(uuid, guids)
     staged = [id_of(guid) for _, guid in rows if guid not in guids]
     accounts += await readers.record.lookup_accounts([id_ for id_ in staged if id_ is not None])
     return AccountState(uuid, promises, accounts, rows, readers.reference.name, batch)
-
-
-async def read_batch(readers: Readers, promise: Promise) -> tuple[Promise, Promise | None]:
-    """Return the promise of a claimed account, and its batch's promise, None if it was not found."""
-    assert promise.batch is not None
-    batch = await readers.promise(promise.batch)
-    if batch is None or batch.state != "pending":  # a batch settles its accounts' promises before it ends
-        promise = await readers.promise(promise.id) or promise
-    return promise, batch
 
 
 def is_uuid(uuid: str) -> bool:

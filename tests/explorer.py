@@ -238,7 +238,10 @@ class Resonate:
 
     def __init__(self, program: Program, lacks: frozenset[str] = frozenset()) -> None:
         self.promises = SimpleNamespace(sender=Sender())
-        self._registry = SimpleNamespace(get=lambda name, _: None if name in lacks else program.workflows[name])
+        self._registry = SimpleNamespace(
+            get=lambda name, _: None if name in lacks else program.workflows[name],
+            _by_fn={program.workflows["create_account"]: ("create_account", 1)},
+        )
         self._program, self._lacks = program, lacks
 
     def options(self, timeout: Any) -> Resonate:
@@ -315,10 +318,7 @@ class Program:
 
     def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
         self._batches = batches
-        self.workflows = {
-            "create_account": module.create_account,
-            "create_accounts": batches.create_accounts,
-        }
+        self.workflows = {"create_account": module.create_account, "create_accounts": batches.create_accounts}
         self._positions: dict[Process, tuple[str, Any]] = {}
         self._began: dict[Process, int] = {}
 

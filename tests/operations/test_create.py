@@ -6,7 +6,7 @@ import pytest
 
 from ..clients.commands import command
 from ..conftest import World
-from .commands import assert_adopted, commit, script, stage
+from .commands import assert_adopted, commit, script, stage, unstage
 
 
 def steps(world: World, uuid: str) -> list[str]:
@@ -17,9 +17,9 @@ def test_steps_say_what_each_step_did_and_whether_its_result_was_saved_before(wo
     world.run(user, crash="after write 3")
     [guid] = world.rows(user)
     assert steps(world, user) == [
-        f"step 1, generate the guid: {guid} (saved before)",
-        "step 2, stage the row: created (saved before)",
-        "step 3, commit the account: exists_same (ran now)",
+        f"step 1, generate_guid: {guid} (saved before)",
+        "step 2, stage_account: created (saved before)",
+        "step 3, commit_account: exists_same (ran now)",
     ]
     assert all(line.endswith("(saved before)") for line in steps(world, user))
 
@@ -27,7 +27,7 @@ def test_steps_say_what_each_step_did_and_whether_its_result_was_saved_before(wo
 def test_steps_of_a_panic_say_what_the_step_found(embedded_world: World, user: str) -> None:
     stage(embedded_world, user, "17")
     assert steps(embedded_world, user)[1] == (
-        f"step 2, stage the row: exists_diff: SQLite stages uuid '{user}' with guid 17, which TigerBeetle does not hold"
+        f"step 2, stage_account: exists_diff: SQLite stages uuid '{user}' with guid 17, which TigerBeetle does not hold"
         " (ran now)"
     )
 
@@ -47,6 +47,42 @@ def test_rerun_after_an_adoption_prints_the_account_and_says_so(
     again = command(world, user)
     assert (again.returncode, again.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
     assert f"promise create-account-{user} is rejected, but an operator has adopted the account" in again.stderr
+
+
+def test_check_and_halted_say_what_makes_a_rerun_after_a_panic_print_the_account(
+    world: World, user: str, guid: str
+) -> None:
+    """Both stores hold the account, but nobody has adopted it: a rerun still panics."""
+    stage(world, user, guid)
+    commit(world, user, guid)
+    assert command(world, user).returncode == 98
+    check, halted = script(world, "check", user), script(world, "halted")
+    adopt = f"python -m operations adopt -- {user}"
+    assert check.stdout.splitlines()[-1] == f"exists: run {adopt}, and a rerun of create_account.py prints the account"
+    [line] = [line for line in halted.stdout.splitlines() if user in line]
+    assert line.startswith(f"halted: create-account-{user} is rejected: PANIC: ")
+    assert line.endswith(
+        f"; TigerBeetle and {world.reference} hold the account; more: python -m operations check -- {user}"
+    )
+    assert halted.returncode == command(world, user).returncode == 98
+    assert_adopted(world, user, guid)
+    check, halted = script(world, "check", user), script(world, "halted")
+    assert check.stdout.splitlines()[-1] == "exists"
+    [line] = [line for line in halted.stdout.splitlines() if user in line]
+    assert line.startswith("adopted: ")
+    assert halted.returncode == command(world, user).returncode == 0
+
+
+def test_account_that_was_adopted_is_halted_again_if_its_row_is_lost(
+    embedded_world: World, user: str, guid: str
+) -> None:
+    stage(embedded_world, user, guid)
+    assert command(embedded_world, user).returncode == 98
+    assert_adopted(embedded_world, user, guid)
+    unstage(embedded_world, user)
+    halted = script(embedded_world, "halted")
+    assert halted.stdout.splitlines()[-1] == "1 halted, 0 adopted"
+    assert halted.returncode == command(embedded_world, user).returncode == 98
 
 
 def test_rerun_after_an_adoption_panics_if_the_row_is_lost_again(embedded_world: World, user: str, guid: str) -> None:

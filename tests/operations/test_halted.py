@@ -82,7 +82,7 @@ def test_message_about_a_result_that_does_not_decode_claims_nothing_about_the_ac
     spoil(embedded_world, f"{promise_id(user)}:3")
     line = embedded_world.run(user).err.splitlines()[-1]
     assert line.startswith(f"cannot execute promise create-account-{user}: ")
-    assert command(embedded_world, "--steps", user).stderr.count("step 3, commit the account: cannot be read") == 1
+    assert command(embedded_world, "--steps", user).stderr.count("step 3, commit_account: cannot be read") == 1
     assert "`python -m operations check` says whether the account exists" in line
     assert len(embedded_world.accounts(user)) == 1
 
@@ -192,7 +192,7 @@ def test_halted_lists_each_halted_account_with_its_reason(world: World, user: st
     assert f"is rejected: PANIC: {world.reference} exists_diff" in line
     assert line.endswith(f"more: python -m operations check -- {panicked}")
     [line] = [line for line in lines if lacked in line]
-    assert "version 7, which this program lacks" in line
+    assert "is pending and cannot be executed: function not found: create_account (version 7)" in line
     assert count == "2 halted, 1 adopted"
 
 
