@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+
+from clients.settings import Settings
+from operations import list as listing
 
 from ..clients.commands import command
 from ..conftest import World
@@ -114,6 +119,27 @@ def test_list_names_each_uuid_with_its_guid_row_account_and_promise(world_with_o
     assert " ".join(listed["staged"]) == f"{guid} row no account no promise"
     assert " ".join(listed["?"]) == f"{int(guid) + 1} no row account"
     assert " ".join(listed["begun"]) == "no row pending"
+
+
+@pytest.mark.parametrize("rest", ["rows", "accounts", "promises", ""])
+def test_list_that_is_cut_says_so(
+    embedded_world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rest: str
+) -> None:
+    """Three lines fit. The fourth is a row, an account without a row, or a promise alone."""
+    monkeypatch.setattr(listing, "PAGE", 3)
+    for uuid in ("a", "b", "c"):
+        embedded_world.run(uuid)
+    if rest == "rows":
+        stage(embedded_world, "d", "17")
+    elif rest == "accounts":
+        commit(embedded_world, "d", "17")
+    elif rest == "promises":
+        embedded_world.run("d", crash="after save 1")
+    assert asyncio.run(listing.run(Settings.read(embedded_world.env))) == 0
+    captured = capsys.readouterr()
+    cut = "only the first 3 rows, accounts and promises are listed; `audit` and `halted` read all\n"
+    assert captured.err == (cut if rest else "")
+    assert captured.out.count("resolved") == 3
 
 
 def test_command_line_explains_itself(embedded_world: World) -> None:

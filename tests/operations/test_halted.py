@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,7 @@ from operations.batch import batch_id, register
 
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
-from .commands import SPOILED, Done, assert_adopted, halt, script, spoil
+from .commands import SPOILED, Done, assert_adopted, assert_verdict, halt, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,6 +220,26 @@ def test_halted_ends_with_0_if_every_halted_account_is_adopted(world: World, use
     assert_adopted(world, user, again=True)
     done = script(world, "halted")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 halted, 1 adopted")
+
+
+def test_promise_whose_row_in_promises_db_is_not_json_is_halted_and_stops_no_other_account(
+    embedded_world: World, user: str
+) -> None:
+    spoiled, other = numbered(user, 2)
+    for uuid in (spoiled, other):
+        embedded_world.run(uuid)
+    with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db, db:
+        db.execute("UPDATE origins SET state = 'no JSON' WHERE origin = ?", (promise_id(spoiled),))
+    done = script(embedded_world, "halted")
+    assert done.returncode == 98
+    line, count = done.stdout.splitlines()
+    assert line.startswith(f"halted: {promise_id(spoiled)} is pending and cannot be executed: invalid task data")
+    assert count == "1 halted, 0 adopted"
+    assert_verdict(embedded_world, spoiled, 0, "exists")
+    run = embedded_world.run(spoiled)
+    assert run.status == 1
+    assert f"promises.db: promise {promise_id(spoiled)} cannot be read" in run.err.splitlines()[-1]
+    assert embedded_world.run(other).status == 0
 
 
 def test_halted_reads_any_number_of_promises(embedded_world: World, user: str) -> None:
