@@ -37,7 +37,7 @@ EXPLORED = {
         'panic_if(staged.type == "exists_diff"', 'panic_if(staged.type != "exists_diff"', set(), FALSE_PANIC,
     ),
     "the commit step reads an account of its own as another": (
-        "accounts not in ([], [guid])", "accounts", set(), FALSE_PANIC,
+        "or accounts not in ([], [guid])", "or accounts", set(), FALSE_PANIC,
     ),
     "the commit step creates nothing": (
         "existing = await record.create(account_of(uuid, guid))", "existing = None",

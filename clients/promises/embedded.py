@@ -52,14 +52,16 @@ class _Snapshot(msgspec.Struct):
     t_timeouts: list[TTimeout]
 
 
-def _snapshot(name: str, saved: bytes | str) -> _Snapshot:
-    """Return the promises of an origin. Raises `Unavailable` if they are not what this program has saved."""
+def _loaded(name: str, saved: bytes | str) -> _Snapshot:
+    """Return the promises of an origin. A row that this program has not saved becomes a promise that no run can execute."""
     try:
         return msgspec.json.decode(saved, type=_Snapshot)
-    except msgspec.MsgspecError as error:
-        raise Unavailable(
-            f"promises.db: promise {name} cannot be read ({error}); restore the file and run again"
-        ) from error
+    except msgspec.MsgspecError:
+        unreadable = DurablePromise(
+            id=name, state="pending", param={}, value={}, tags={"resonate:target": ""}, timeout_at=2**53,
+            created_at=0, settled_at=None, awaiters=set(), subscribers=set(),
+        )  # fmt: skip
+        return _Snapshot({name: unreadable}, {}, [], [])
 
 
 _EMPTY = msgspec.json.encode(_Snapshot({}, {}, [], []))
@@ -70,10 +72,11 @@ class _Origin:
 
     def __init__(self, name: str, saved: bytes | None, now: int) -> None:
         self.state = ServerState()
-        self.saved = saved or _EMPTY  # reading an unknown promise writes nothing
+        self.saved = _EMPTY  # reading writes nothing: neither an unknown promise nor one that cannot be read
         self.users = 0
         if saved is not None:
-            snapshot = _snapshot(name, saved)
+            snapshot = _loaded(name, saved)
+            self.saved = msgspec.json.encode(snapshot)
             self.state.promises = snapshot.promises
             self.state.tasks = snapshot.tasks
             self.state.p_timeouts = snapshot.p_timeouts
@@ -227,20 +230,14 @@ class EmbeddedPromises(LocalConnection):
                 lambda db: [db.execute(select, (name,)).fetchone() for name in reading], writes=False
             )
         except Unavailable as outage:
-            for name in reading:
-                self._fail(reading, name, outage)
-            return
-        now = self._clock()
-        for (name, origin), row in zip(reading.items(), rows, strict=True):
-            try:
+            for name, origin in reading.items():
+                self._origins.pop(name, None)
+                origin.set_exception(outage)
+                origin.exception()  # perhaps nobody waits any more
+        else:
+            now = self._clock()
+            for (name, origin), row in zip(reading.items(), rows, strict=True):
                 origin.set_result(_Origin(name, row[0].encode() if row else None, now))
-            except Unavailable as unreadable:
-                self._fail(reading, name, unreadable)
-
-    def _fail(self, reading: dict[str, asyncio.Future[_Origin]], name: str, outage: Unavailable) -> None:
-        self._origins.pop(name, None)
-        reading[name].set_exception(outage)
-        reading[name].exception()  # perhaps nobody waits any more
 
     async def _save(self, origins: dict[str, _Origin]) -> None:
         """Write the changed origins in one transaction, and then send the messages that follow from the changes."""
@@ -287,33 +284,16 @@ class ReadOnlyPromises:
         else:
             name = (headers or {})[ORIGIN_HEADER]
             rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
-            saved = rows[0][0].encode() if rows else None
-            try:
-                response = _Origin(name, saved, now_ms()).state.apply(now_ms(), request)
-            except Unavailable:
-                answer = {"promise": self._unreadable(name), "status": 200}
-                response = {"kind": request["kind"], "corrId": request["corrId"], **answer}
+            response = _Origin(name, rows[0][0].encode() if rows else None, now_ms()).state.apply(now_ms(), request)
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
     async def _search(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the next workflows' promises that have this state."""
         select = "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
         page = await self._database.read(select, request.get("cursor", ""), request["limit"])
-        found = []
-        for origin, state in page:
-            try:
-                promise = _snapshot(origin, state).promises.get(origin)
-                record = promise and promise.to_record()
-            except Unavailable:
-                record = self._unreadable(origin)
-            if record and record["state"] == request["state"]:
-                found.append(record)
+        states = {origin: _loaded(origin, state).promises.get(origin) for origin, state in page}
+        found = [promise.to_record() for promise in states.values() if promise and promise.state == request["state"]]
         return {"promises": found, "cursor": page[-1][0] if page else None}
-
-    @staticmethod
-    def _unreadable(name: str) -> dict[str, Any]:
-        """Return a promise that no run can resolve, so that each command that reads reports it and reads the rest."""
-        return {"id": name, "state": "pending", "tags": {"resonate:target": ""}, "timeoutAt": 0}
 
 
 def _refusal(state: ServerState, request: dict[str, Any]) -> dict[str, Any] | None:

@@ -238,8 +238,13 @@ def test_promise_whose_row_in_promises_db_is_not_json_is_halted_and_stops_no_oth
     assert_verdict(embedded_world, spoiled, 0, "exists")
     run = embedded_world.run(spoiled)
     assert run.status == 1
-    assert f"promises.db: promise {promise_id(spoiled)} cannot be read" in run.err.splitlines()[-1]
-    assert embedded_world.run(other).status == 0
+    assert run.err.splitlines()[-1].startswith(f"cannot execute promise {promise_id(spoiled)}: invalid task data")
+    created = backfill(embedded_world, [spoiled, other, f"{user}-new"])
+    assert "created 1, existing 1, halted 1" in created.stderr
+    with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db:
+        assert db.execute("SELECT state FROM origins WHERE origin = ?", (promise_id(spoiled),)).fetchall() == [
+            ("no JSON",)
+        ]
 
 
 def test_halted_reads_any_number_of_promises(embedded_world: World, user: str) -> None:
