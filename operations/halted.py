@@ -13,7 +13,6 @@ from operations.reading import is_uuid, open_readers, read_state
 if TYPE_CHECKING:
     from clients.promises.reading import Promise
     from clients.settings import Settings
-    from operations.verdict import AccountState
 
 
 async def run(settings: Settings) -> int:
@@ -26,18 +25,16 @@ async def run(settings: Settings) -> int:
             state = await read_state(readers, uuid)
             promises = state.promises if any(p.id == promise.id for p in state.promises) else [promise]
             reasons = [(p.id, why) for p in promises if (why := why_halted(p, state.batch)) is not None]
-            if not reasons or reasons[0][0] != promise.id:
+            if not reasons or reasons[0][0] != promise.id or state.created:
                 continue  # an account is listed once, with its first promise; a pending one can be settled by now
-            word = "adopted" if state.adopted else "halted"
+            word, more = "adopted", ""
+            if not state.adopted:
+                both = f"; TigerBeetle and {state.reference} hold the account" if state.agrees else ""
+                word, more = "halted", f"{both}; more: {check_command(uuid)}" if is_uuid(uuid) else ""
             count[word] += 1
-            print_result(f"{word}: {' '.join(reasons[-1])}{'' if state.adopted else more(state)}")
+            print_result(f"{word}: {' '.join(reasons[-1])}{more}")
     print_result(f"{count['halted']} halted, {count['adopted']} adopted")
     return HALTED if count["halted"] else 0
-
-
-def more(state: AccountState) -> str:
-    both = f"; TigerBeetle and {state.reference} hold the account" if state.agrees else ""
-    return f"{both}; more: {check_command(state.uuid)}" if is_uuid(state.uuid) else ""
 
 
 def why_halted(promise: Promise, batch: Promise | None = None) -> str | None:

@@ -25,13 +25,13 @@ _STAGED = [(generate_guid, "u", ""), (stage_account, "u", "1")]
 _COMMITTED = [*_STAGED, (commit_account, "u", "2")]
 
 #: What a batch does for an account, by the outcomes of the steps 2 and 3: the steps with their arguments, and the end.
-OF_BATCHES: dict[tuple[Any, ...], list[Any]] = {
-    ("created", "created"): [*_COMMITTED, {"uuid": "u", "guid": "3"}],
-    ("exists_same", "exists_same"): [*_COMMITTED, {"uuid": "u", "guid": "3"}],
-    ("exists_diff",): [*_STAGED, ("SQLite exists_diff", "u", "2", "")],
-    ("ordering_violated",): [*_STAGED, ("ordering violated", "u", "2", "")],
-    ("created", "exists_diff"): [*_COMMITTED, ("TigerBeetle exists_diff", "u", "3", "")],
-    ("created", "ordering_violated"): [*_COMMITTED, ("ordering violated", "u", "3", "")],
+OF_BATCHES: dict[tuple[Any, ...], tuple[list[Any], Any]] = {
+    ("created", "created"): (_COMMITTED, {"uuid": "u", "guid": "3"}),
+    ("exists_same", "exists_same"): (_COMMITTED, {"uuid": "u", "guid": "3"}),
+    ("exists_diff",): (_STAGED, ("SQLite exists_diff", "u", "2", "")),
+    ("ordering_violated",): (_STAGED, ("ordering violated", "u", "2", "")),
+    ("created", "exists_diff"): (_COMMITTED, ("TigerBeetle exists_diff", "u", "3", "")),
+    ("created", "ordering_violated"): (_COMMITTED, ("ordering violated", "u", "3", "")),
 }
 
 
@@ -41,7 +41,7 @@ class _Context:
     info = SimpleNamespace(id="create-account-u", parent_id="create-account-u")
 
     def __init__(self, outcomes: tuple[Any, ...]) -> None:
-        self.noted: list[Any] = []
+        self.steps: list[Any] = []
         self._results: list[Any] = ["1", *(Outcome(outcome, str(n)) for n, outcome in enumerate(outcomes, 2))]
 
     def options(self, **_: object) -> _Context:
@@ -51,8 +51,8 @@ class _Context:
         return SimpleNamespace(name="SQLite")
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        assert len(self.noted) < STEPS_MAX
-        self.noted.append((step, *arguments))
+        assert len(self.steps) < STEPS_MAX
+        self.steps.append((step, *arguments))
         return _result(self._results.pop(0) if self._results else None)
 
 
@@ -60,22 +60,23 @@ async def _result(result: Any) -> Any:
     return result
 
 
-def _run(workflow: Callable[..., Any], outcomes: tuple[Any, ...]) -> list[Any]:
-    """Return the steps with their arguments, and the result or the panic. Any other error ends the list."""
-    ctx = _Context(outcomes)
+def _run(workflow: Callable[..., Any], outcomes: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """Return the steps with their arguments, and the end: the result, a panic's arguments, or None after another error."""
+    ctx, end = _Context(outcomes), None
     with contextlib.suppress(Exception):
         try:
             workflow(ctx, "u").send(None)
-        except StopIteration as end:
-            ctx.noted.append(end.value)
+        except StopIteration as stop:
+            end = stop.value
         except Panic as panic:
-            ctx.noted.append(panic.args)
-    return ctx.noted
+            end = panic.args
+    return ctx.steps, end
 
 
 def names_of(workflow: Callable[..., Any]) -> list[str]:
     """Return the names of the steps of an account that is created."""
-    return [noted[0].__name__ for noted in _run(workflow, ("created", "created")) if isinstance(noted, tuple)]
+    steps, _ = _run(workflow, ("created", "created"))
+    return [getattr(step, "__name__", repr(step)) for step, *_ in steps]
 
 
 @functools.cache

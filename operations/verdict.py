@@ -79,10 +79,16 @@ class AccountState:
         return bool(self.accounts and self.rows) and not self.contradictions()
 
     @property
+    def created(self) -> bool:
+        """Whether a rerun prints the account because the first run's promise records it."""
+        first, guids = self.promises[:1], [str(account.id) for account in self.accounts]
+        return any(p.state == "resolved" and (p.uuid, [p.guid]) == (self.uuid, guids) for p in first)
+
+    @property
     def adopted(self) -> bool:
-        """Whether an operator has adopted this account, so that a rerun prints it."""
-        last = self.promises[-1] if len(self.promises) > 1 else None
-        return self.agrees and last is not None and (last.state, last.guid) == ("resolved", self.guid)
+        """Whether a rerun prints the account because an operator has adopted it."""
+        last = self.promises[1:][-1:]
+        return self.agrees and any((p.state, p.guid) == ("resolved", self.guid) for p in last)
 
     def broken_promises(self) -> list[Promise]:
         """Return the promises that record an account which TigerBeetle does not hold, or that are for another uuid."""

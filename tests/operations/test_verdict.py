@@ -123,6 +123,60 @@ def test_decision_of_adopt(name: str, again: bool) -> None:  # noqa: FBT001
             assert decide(found, again=again) == attempt
 
 
+ADOPTED, PANICKED = (replace(promise, id=SECOND) for promise in (resolved(), REJECTED))
+
+
+@pytest.mark.parametrize(
+    ("promises", "stores", "created", "adopted"),
+    [
+        ([], [ROW, OURS], False, False),
+        ([resolved()], [ROW, OURS], True, False),
+        ([resolved()], [OURS], True, False),
+        ([resolved()], [ROW], False, False),
+        ([resolved()], [ROW, OURS, replace(OURS, id=2)], False, False),
+        ([resolved("2")], [ROW, OURS], False, False),
+        ([resolved(uuid="v")], [ROW, OURS], False, False),
+        ([resolved(), PANICKED], [ROW, OURS], True, False),
+        ([REJECTED], [ROW, OURS], False, False),
+        ([REJECTED, ADOPTED], [ROW, OURS], False, True),
+        ([REJECTED, ADOPTED], [OURS], False, False),
+        ([REJECTED, ADOPTED], [ROW], False, False),
+        ([REJECTED, PANICKED], [ROW, OURS], False, False),
+        ([REJECTED, ADOPTED, PANICKED], [ROW, OURS], False, False),
+    ],
+)
+def test_rerun_prints_an_account_that_its_promise_records_or_that_was_adopted(
+    promises: list[Promise],
+    stores: list[Any],
+    created: bool,  # noqa: FBT001
+    adopted: bool,  # noqa: FBT001
+) -> None:
+    found = replace(state(None, *stores), promises=promises)
+    assert (found.created, found.adopted) == (created, adopted)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["adopt", "adopt --again"])
+@pytest.mark.parametrize("attempt_state", ["pending", "rejected"])
+def test_attempt_of_an_account_that_tigerbeetle_lost_creates_it_only_again(again: bool, attempt_state: str) -> None:  # noqa: FBT001
+    """When the attempt began, TigerBeetle held account 1. Perhaps the attempt has staged the row."""
+    found = state(REJECTED, ROW)
+    found.promises.append(Promise(SECOND, attempt_state, None, existing="1"))
+    assert found.verdict == "conflict"
+    if again:
+        attempt = decide(found, again=True)
+        assert attempt is not None
+        assert not attempt.existing
+    else:
+        with pytest.raises(Refused, match="does not hold its account 1; restore TigerBeetle, or use `adopt --again`"):
+            decide(found, again=False)
+
+
+def test_attempt_of_an_existing_account_is_resumed_as_such() -> None:
+    found = state(REJECTED, ROW, OURS)
+    found.promises.append(Promise(SECOND, "pending", None, existing="1"))
+    assert decide(found, again=False) == Attempt(SECOND, ("u",), existing=True)
+
+
 def test_pending_attempt_is_resumed() -> None:
     found = state(REJECTED, ROW)
     found.promises.append(replace(PENDING, id=promise_id("u", 2)))
