@@ -109,7 +109,7 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the uuid is invalid or is not the promise's
+    check_request(ctx.info.parent_id, uuid, guid)  # raises ValueError if the request is wrong
     return guid or str(tb.id())
 
 

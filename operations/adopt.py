@@ -22,6 +22,7 @@ from clients.account import promise_id
 from clients.command.console import print_diagnostic, print_result
 from clients.errors import Halted
 from clients.panic import Panic
+from clients.promises.reading import EXISTING
 from create_account import DEADLINE, create_account
 from operations.opening import connect
 from operations.reading import read_state, with_readers
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 
 # -- The decision ----------------------------------------------------------
 
-#: No worker listens to this group: only this command knows these workflows and resumes them.
+#: The group of an adoption that may create the account. No worker listens to it, nor to `EXISTING`: only this command
+#: resumes an adoption.
 OPERATORS = "operators"
+
+RESTORE = "restore TigerBeetle, or use `adopt --again` to recreate the account with the same guid and a zero balance"
 
 
 class Refused(Exception):
@@ -44,44 +48,57 @@ class Refused(Exception):
 class Attempt:
     id: str
     arguments: tuple[str, ...]
+    existing: bool = False  # TigerBeetle holds the account. If it loses the account meanwhile, do not create it again
 
 
 def decide(state: AccountState, *, again: bool) -> Attempt | None:
     """Return what to do; None if the account exists. Raises `Refused`."""
     uuid, promises = state.uuid, state.promises
-    first, command = promise_id(uuid), f"python create_account.py -- {shlex.quote(uuid)}"
     if not promises:
-        raise Refused(f"promise {first} not found (never created, or lost); run {command}")
+        raise Refused(f"promise {promise_id(uuid)} not found (never created, or lost); run {rerun(uuid)}")
     if promises[-1].state == "pending":
-        if len(promises) == 1:
-            waits = f" and {state.waits_for}" if state.waits_for else ""
-            raise Refused(f"promise {first} is pending{waits}; to resume it, run {command}")
-        return Attempt(promises[-1].id, (uuid,))  # the promise records which workflow it is
+        return resumed(state, again=again)
 
     next_id = promise_id(uuid, len(promises) + 1)
     if state.agrees and promises[-1].state == "resolved":
         return None
     if state.agrees:  # the next promise records that the account is adopted
-        return Attempt(next_id, (uuid, str(state.guid)))
+        return Attempt(next_id, (uuid, str(state.guid)), existing=True)
 
     lost = state.broken_promises()
     if state.contradictions() or any(promise.guid != state.guid for promise in lost):
         raise Refused("; ".join(state.reasons()))
 
     if state.accounts:
-        return Attempt(next_id, (uuid, str(state.accounts[0].id)))
+        return Attempt(next_id, (uuid, str(state.accounts[0].id)), existing=True)
     if state.guid is None and not again:
-        raise Refused("nothing is staged, and TigerBeetle holds no account; use --again to create one")
+        raise Refused("nothing is staged, and TigerBeetle holds no account; use `adopt --again` to create one")
     if state.guid is None:
         return Attempt(next_id, (uuid,))
     if lost and not again:
-        raise Refused(
-            f"{'; '.join(state.reasons())}; restore TigerBeetle, or use --again to recreate the account with the "
-            "same guid and a zero balance"
-        )
+        raise Refused(f"{'; '.join(state.reasons())}; {RESTORE}")
     if again and not lost:
         raise Refused(f"guid {state.guid} is staged; run adopt without --again to finish it")
     return Attempt(next_id, (uuid, state.guid))
+
+
+def resumed(state: AccountState, *, again: bool) -> Attempt:
+    """Return the pending attempt. Raises `Refused`."""
+    last = state.promises[-1]
+    if last.cannot_run:
+        page = "docs/operations.md, 'A promise that no program resumes'"
+        raise Refused(f"promise {last.id} is pending and cannot be executed: {last.cannot_run}; see {page}")
+    if len(state.promises) == 1:
+        waits = f" and {state.waits_for}" if state.waits_for else ""
+        raise Refused(f"promise {last.id} is pending{waits}; to resume it, run {rerun(state.uuid)}")
+    if last in state.broken_promises() and not again:
+        raise Refused(f"{'; '.join(state.reasons())}; {RESTORE}")
+    # The promise records its arguments. These are not used.
+    return Attempt(last.id, (state.uuid,), existing=last.existing is not None and not again)
+
+
+def rerun(uuid: str) -> str:
+    return f"python create_account.py -- {shlex.quote(uuid)}"
 
 
 async def run(uuid: str, settings: Settings, *, again: bool) -> int:
@@ -115,6 +132,7 @@ async def read(uuid: str, settings: Settings) -> AccountState:
 async def carry_out(attempt: Attempt, settings: Settings) -> None:
     """Run or resume the attempt. Raises its `Panic`."""
     async with connect(settings) as (resonate, clients):
-        start = resonate.options(timeout=DEADLINE, target=OPERATORS).run
+        clients.record.creates = not attempt.existing
+        start = resonate.options(timeout=DEADLINE, target=EXISTING if attempt.existing else OPERATORS).run
         settling = clients.settled(attempt.id, lambda: start(attempt.id, create_account, *attempt.arguments))
         await (await clients.outages.result_or_raise(settling)).result()

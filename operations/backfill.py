@@ -30,9 +30,11 @@ from clients.account import UUID_MAX_CHARACTERS, check_uuid
 from clients.command.console import UNAVAILABLE, USAGE, print_diagnostic, print_result
 from clients.errors import HALTED, Halted, Unavailable, UsageError
 from clients.promises.cannot_run import StillLeased, Unexecutable
+from create_account import create_account
 from operations.batch import BYTES_MAX, create_batch, size_of
 from operations.create import create
 from operations.opening import connect
+from operations.steps import are_of_batches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -177,9 +179,14 @@ class Backfill:
         self._chunk = chunk
         self._unfinished = unfinished
         self._bar = bar
+        self._in_batches = are_of_batches(create_account)
 
     async def run(self, descriptor: int) -> None:
         """Create all accounts. Raises OSError if stdout cannot be written."""
+        if not self._in_batches:
+            print_diagnostic(
+                "create_account has other steps than a batch: each account is a single run, which is slower"
+            )
         async for lines in self._chunks(descriptor):
             uuids = list(dict.fromkeys(lines))
             accounts = await self._batch(uuids)
@@ -215,7 +222,7 @@ class Backfill:
 
     async def _batch(self, uuids: list[str]) -> dict[str, Account]:
         """Create the accounts as a batch, if there are several. Those that are left out need a single run."""
-        if len(uuids) <= 1:
+        if len(uuids) <= 1 or not self._in_batches:
             return {}
         ended, guids = await create_batch(uuids, self._resonate, self._clients)
         return {uuid: Account(uuid, guid, ended) for uuid, guid in zip(uuids, guids, strict=True) if guid is not None}

@@ -36,6 +36,7 @@ from clients.promises import cannot_run
 from clients.promises.claims import Claims, batch_of
 from clients.promises.reading import get_promise, handle_of
 from create_account import DEADLINE, Outcome, Stores, commit_account, panic_if, stage_account
+from operations.steps import are_of_batches, versions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -218,12 +219,21 @@ def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -
 # -- Callers ---------------------------------------------------------------
 
 
+def register_workflow(resonate: Resonate) -> None:
+    """Register the workflow, if a version of `create_account` has its steps. May be called again.
+
+    Else this program lacks the steps, and a pending batch waits for a program that has them.
+    """
+    if any(map(are_of_batches, versions(resonate).values())):
+        with contextlib.suppress(AlreadyRegisteredError):
+            resonate.register(create_accounts, name="create_accounts")
+
+
 def register(resonate: Resonate, clients: Clients) -> Claims:
     """Register the workflow and inject what it needs besides the two stores. May be called again."""
     claims = Claims(resonate, clients.network)
-    with contextlib.suppress(AlreadyRegisteredError):
-        resonate.register(create_accounts, name="create_accounts")
-        resonate.with_dependency(claims)
+    register_workflow(resonate)
+    resonate.with_dependency(claims)
     return claims
 
 

@@ -5,10 +5,12 @@ The System of Record decides. A missing file is not an empty store: it may be lo
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from clients.account import promise_id
 from clients.command.console import print_result
+from operations.adopt import Refused, decide
 from operations.reading import read_state, with_readers
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ async def run(uuid: str, settings: Settings) -> int:
 
 def report(state: AccountState) -> None:
     for promise in state.promises:
-        detail = f"account {promise.guid}" if promise.guid is not None else promise.message
-        detail = state.waits_for if promise.batch is not None else detail
+        detail = f"account {promise.guid}" if promise.state == "resolved" else promise.message
+        detail = state.waits_for if promise.batch is not None else promise.cannot_run or detail
         print_result(f"promise {promise.id}: {promise.state}" + (f", {detail}" if detail else ""))
     if not state.promises:
         print_result(f"promise {promise_id(state.uuid)}: not found")
@@ -36,5 +38,19 @@ def report(state: AccountState) -> None:
     if not state.accounts:
         print_result("TigerBeetle: no account")
     print_result(f"{state.reference}: " + (f"row with guid {state.guid}" if state.guid is not None else "no row"))
+    print_result(": ".join(filter(None, (state.verdict, next_command(state)))))
+
+
+def next_command(state: AccountState) -> str:
+    """Return the reasons of a conflict, and what to run; empty if a rerun of create_account.py prints the account."""
     reasons = "; ".join(state.reasons())
-    print_result(f"{state.verdict}: {reasons}" if reasons else state.verdict)
+    adopt = f"run python -m operations adopt -- {shlex.quote(state.uuid)}"
+    try:
+        attempt = decide(state, again=False)
+    except Refused as refused:
+        return str(refused) if reasons in str(refused) else f"{reasons}; {refused}"
+    if attempt is not None:
+        action = f"{adopt}, and a rerun of create_account.py prints the account"
+    else:
+        action = f"{adopt}, which prints the account" if reasons else ""
+    return "; ".join(filter(None, (reasons, action)))

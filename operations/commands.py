@@ -41,21 +41,22 @@ COMMON = """\
 #: What each command decides, and its exit statuses besides the common ones.
 HELP = {
     "check": """\
-Does this account exist? Reads the promises and both stores, and changes nothing. The last line is the verdict.
+Does this account exist? Reads the promises and both stores, and changes nothing. The last line is the verdict, and
+what to run next.
 
 Exit status:
   0    exists: TigerBeetle holds the account, and its row exists
   3    staged: a row exists, but no account. The account does not exist yet
   4    unreferenced: TigerBeetle holds an account, but there is no row
   5    absent: neither
-  98   conflict: the stores contradict each other, or a resolved promise; the line says how
+  98   conflict: the stores contradict each other, or a promise; the line says how
 """,
     "list": """\
 List each uuid with its guid, and whether it has a row, an account and a promise. Changes nothing.
 An account without a row has no known uuid, because TigerBeetle holds only a hash of it.
 
 Exit status:
-  0    the list is complete
+  0    listed; a line on stderr says if the list is cut
 """,
     "audit": """\
 Do the two stores agree? Reads all of both, and changes nothing. One finding per line:
@@ -70,12 +71,12 @@ Exit status:
 """,
     "halted": """\
 Which accounts are halted, and why? Reads all promises, and changes nothing. An account is halted if its promise was
-rejected (a panic) or canceled, or if this program cannot execute it. `adopted`: both stores hold the account by now.
+rejected (a panic) or canceled, or if this program cannot execute it. `adopted`: a rerun prints the account.
 A resolved promise whose account is lost is no halted account: `audit` and `check` find it.
 
 Exit status:
   0    no account is halted
-  98   at least one account is halted and not adopted
+  98   at least one account is halted: a rerun of create_account.py does not print it
 """,
     "adopt": """\
 After a panic: finish the account, and print the same two lines as create_account.py. Run it again at any time.

@@ -20,11 +20,12 @@ from create_account import start
 from operations.batch import complete
 from operations.command_line import EXIT_STATUSES, Parser, add_uuid, add_verbose, parse, print_embedded_notice
 from operations.opening import connect
+from operations.reading import Readers, read_state
+from operations.steps import names_of, versions
 
 if TYPE_CHECKING:
     from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
-    from resonate.types import PromiseRecord
 
     from clients.settings import Settings
     from operations.opening import Clients
@@ -34,9 +35,6 @@ Create an account, once, and print its uuid and its guid. If the account exists,
 Without settings, no server is needed. README.md, 'Settings', explains the environment variables.
 
 {EXIT_STATUSES}"""
-
-#: The steps of `create_account`, in their order. The promise of step 2 is `create-account-<uuid>:2`.
-STEPS = ("generate the guid", "stage the row", "commit the account")
 
 
 async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, bool]:
@@ -104,25 +102,21 @@ async def confirmed_guid(settled: ResonateHandle[Any], uuid: str, clients: Clien
 
 async def adopted_guid(uuid: str, resonate: Resonate, clients: Clients) -> str | None:
     """Return the account's guid if an operator has adopted it after a panic and both stores hold it, else None."""
-    last: PromiseRecord | None = None
-    number = 1
-    while (promise := await get_promise(resonate, promise_id(uuid, number := number + 1))) is not None:
-        last = promise
-    if last is None or last.state != "resolved":
+    state = await read_state(Readers(clients.reference, clients.record, resonate), uuid)
+    if not state.adopted:
         return None
-    value = decode(last.value)
-    guid = str(value.get("guid")) if isinstance(value, dict) else ""
-    rows = await clients.reference.rows_of(uuid, guid)
-    if await clients.record.guids_of(uuid) != [guid] or rows != [(uuid, guid)]:
-        return None
-    print_diagnostic(f"promise {promise_id(uuid)} is rejected, but an operator has adopted the account: {last.id}")
-    return guid
+    adoption = state.promises[-1].id
+    print_diagnostic(f"promise {promise_id(uuid)} is rejected, but an operator has adopted the account: {adoption}")
+    return state.guid
 
 
 async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
-    """Return the saved results of the steps of the uuid's first run, in words."""
+    """Return the saved results of the steps of the uuid's first run, in words. Its promise records the version."""
+    request = await get_promise(resonate, promise_id(uuid))
+    call = decode(request.param) if request is not None else None
+    workflow = versions(resonate).get(call.get("version", 1)) if isinstance(call, dict) else None
     results: list[str] = []
-    for number, name in enumerate(STEPS, 1):
+    for number, name in enumerate(names_of(workflow) if workflow is not None else [], 1):
         promise = await get_promise(resonate, f"{promise_id(uuid)}:{number}")
         if promise is None or promise.state == "pending":
             break

@@ -23,12 +23,14 @@ async def run(settings: Settings) -> int:
 
 async def table(readers: Readers) -> list[tuple[str, ...]]:
     """Return a line for each row, for each account without a row, and for each other promise that is not resolved."""
-    accounts = [str(account.id) for account in await readers.record.query_accounts(accounts_after(0, PAGE))]
-    rows = await readers.reference.page(None, PAGE)
-    if PAGE in (len(accounts), len(rows)):
-        print_diagnostic(f"only the first {PAGE} rows and accounts are listed; `audit` counts all")
-    lines = []
-    for _, uuid, guid in rows:
+    accounts, newest = list[str](), 0
+    while len(accounts) <= PAGE and (page := await readers.record.query_accounts(accounts_after(newest, PAGE))):
+        accounts += [str(account.id) for account in page]
+        newest = page[-1].timestamp
+    rows = await readers.reference.page(None, PAGE + 1)
+    is_cut = max(len(accounts), len(rows)) > PAGE
+    accounts, lines = accounts[:PAGE], []
+    for _, uuid, guid in rows[:PAGE]:
         held = guid in accounts or bool(await readers.record.lookup(guid))
         lines.append((uuid, guid, "row", "account" if held else "no account"))
     staged = {guid for _, guid in await readers.reference.find("", accounts)}
@@ -36,9 +38,15 @@ async def table(readers: Readers) -> list[tuple[str, ...]]:
     known = {uuid for uuid, *_ in lines}
     async for promise in readers.unresolved():
         requested = uuid_of(promise.id)
-        if requested is not None and requested not in known and len(lines) < PAGE:
-            known.add(requested)
-            lines.append((requested, "", "no row", ""))
+        if requested is None or requested in known:
+            continue
+        if len(lines) >= PAGE:
+            is_cut = True
+            break
+        known.add(requested)
+        lines.append((requested, "", "no row", ""))
+    if is_cut:
+        print_diagnostic(f"only the first {PAGE} rows, accounts and promises are listed; `audit` and `halted` read all")
     return [(*map(str, line), await state_of(line[0], readers)) for line in lines]
 
 

@@ -6,12 +6,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import create_account
 from clients.account import accounts_of, check_uuid, id_of, promise_id
 from clients.command.console import print_diagnostic
 from clients.errors import Unavailable
 from clients.outages import Outages
 from clients.promises import reading
 from clients.promises.store_pin import Identity, mismatch
+from operations.batch import register_workflow
 from operations.opening import make_record, make_reference, open_promises
 from operations.verdict import AccountState
 
@@ -75,6 +77,8 @@ async def open_readers(settings: Settings, outages: Outages) -> AsyncIterator[Re
         record = make_record(settings, outages, read_only=True)
         stack.push_async_callback(record.close)
         await record.open()
+        create_account.register(resonate, reference, record)  # runs nothing here: it says what this program can run
+        register_workflow(resonate)
         yield Readers(reference, record, resonate)
 
 
@@ -88,23 +92,16 @@ async def read_state(readers: Readers, uuid: str) -> AccountState:
     while is_uuid(uuid) and (promise := await readers.promise(promise_id(uuid, len(promises) + 1))):
         promises.append(promise)
     batch = None
-    if promises and promises[0].batch is not None:
-        promises[0], batch = await read_batch(readers, promises[0])
+    if promises and (claim := promises[0].batch) is not None:
+        batch = await readers.promise(claim)
+        if batch is None or batch.state != "pending":  # a batch settles its accounts' promises before it ends
+            promises[0] = await readers.promise(promises[0].id) or promises[0]
     accounts = await readers.record.query_accounts(accounts_of(uuid))
     guids = [str(account.id) for account in accounts]
     rows = await readers.reference.find(uuid, guids)
     staged = [id_of(guid) for _, guid in rows if guid not in guids]
     accounts += await readers.record.lookup_accounts([id_ for id_ in staged if id_ is not None])
     return AccountState(uuid, promises, accounts, rows, readers.reference.name, batch)
-
-
-async def read_batch(readers: Readers, promise: Promise) -> tuple[Promise, Promise | None]:
-    """Return the promise of a claimed account, and its batch's promise, None if it was not found."""
-    assert promise.batch is not None
-    batch = await readers.promise(promise.batch)
-    if batch is None or batch.state != "pending":  # a batch settles its accounts' promises before it ends
-        promise = await readers.promise(promise.id) or promise
-    return promise, batch
 
 
 def is_uuid(uuid: str) -> bool:

@@ -78,19 +78,32 @@ class AccountState:
         """Whether both stores hold this account. A promise may still name another guid."""
         return bool(self.accounts and self.rows) and not self.contradictions()
 
+    @property
+    def created(self) -> bool:
+        """Whether a rerun prints the account because the first run's promise records it."""
+        first, guids = self.promises[:1], [str(account.id) for account in self.accounts]
+        return any(p.state == "resolved" and (p.uuid, [p.guid]) == (self.uuid, guids) for p in first)
+
+    @property
+    def adopted(self) -> bool:
+        """Whether a rerun prints the account because an operator has adopted it."""
+        last = self.promises[1:][-1:]
+        return self.agrees and any((p.state, p.guid) == ("resolved", self.guid) for p in last)
+
     def broken_promises(self) -> list[Promise]:
-        """Return the resolved promises whose account TigerBeetle does not hold, or that are for another uuid."""
+        """Return the promises that record an account which TigerBeetle does not hold, or that are for another uuid."""
         held = {str(account.id) for account in self.accounts}
         return [
             promise
             for promise in self.promises
-            if promise.state == "resolved" and (promise.guid not in held or promise.uuid != self.uuid)
+            if (promise.state == "resolved" or promise.existing)
+            and (promise.guid not in held or promise.uuid != self.uuid)
         ]
 
     def reasons(self) -> list[str]:
         """Return the reasons for the verdict `conflict`."""
         return self.contradictions() + [
-            f"promise {promise.id} is resolved, but TigerBeetle does not hold its account {promise.guid}"
+            f"promise {promise.id} is {promise.state}, but TigerBeetle does not hold its account {promise.guid}"
             if promise.uuid == self.uuid
             else f"promise {promise.id} is resolved for uuid {promise.uuid!r}"
             for promise in self.broken_promises()

@@ -237,7 +237,10 @@ class Resonate:
 
     def __init__(self, program: Program, lacks: frozenset[str] = frozenset()) -> None:
         self.promises = SimpleNamespace(sender=Sender())
-        self._registry = SimpleNamespace(get=lambda name, _: None if name in lacks else program.workflows[name])
+        self._registry = SimpleNamespace(
+            get=lambda name, _: None if name in lacks else program.workflows[name],
+            _by_fn={program.workflows["create_account"]: ("create_account", 1)},
+        )
         self._program, self._lacks = program, lacks
 
     def options(self, timeout: Any) -> Resonate:

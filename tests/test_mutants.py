@@ -19,7 +19,7 @@ NO_ROW = "account without its row"
 #: The text, its replacement, the faults of the scope, and the invariant that catches the edit.
 EXPLORED = {
     "the guid is not recorded": (
-        "guid = yield from ctx.run(generate_guid, uuid).__await__()", "guid = str(tb.id())", set(), FALSE_PANIC,
+        "guid = yield from ctx.run(generate_guid, uuid, guid).__await__()", "guid = str(tb.id())", set(), FALSE_PANIC,
     ),
     "the two writes are swapped": (
         "ctx.run(stage_account", "ctx.run(commit_account", set(), FALSE_PANIC,
@@ -37,7 +37,7 @@ EXPLORED = {
         'panic_if(staged.type == "exists_diff"', 'panic_if(staged.type != "exists_diff"', set(), FALSE_PANIC,
     ),
     "the commit step reads an account of its own as another": (
-        "accounts not in ([], [guid])", "accounts", set(), FALSE_PANIC,
+        "or accounts not in ([], [guid])", "or accounts", set(), FALSE_PANIC,
     ),
     "the commit step creates nothing": (
         "existing = await record.create(account_of(uuid, guid))", "existing = None",

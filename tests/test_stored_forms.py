@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import timedelta
 from typing import Any
 
 from resonate.codec import Codec, NoopEncryptor
 from resonate.types import Value
 
+from clients.account import promise_id
 from clients.panic import Panic
-from create_account import Outcome, commit_account, create_account, generate_guid, stage_account
+from clients.promises.claims import CLAIM
+from clients.promises.reading import EXISTING
+from clients.promises.server import WORKERS
+from create_account import DEADLINE, Outcome, commit_account, create_account, generate_guid, stage_account
+from operations.adopt import OPERATORS
+from operations.batch import batch_id
 
 CODEC = Codec(NoopEncryptor())
 
@@ -43,3 +50,15 @@ def test_names_that_promises_record_stay() -> None:
     """Steps are found by position. The workflow's name is registered in `connect`."""
     names = [step.__name__ for step in (create_account, generate_guid, stage_account, commit_account)]
     assert names == ["create_account", "generate_guid", "stage_account", "commit_account"]
+    assert (WORKERS, OPERATORS, EXISTING) == ("create-account", "operators", "operators-of-existing-accounts")
+    assert CLAIM == "claimed-by"
+
+
+def test_ids_of_promises_stay() -> None:
+    assert (promise_id("u"), promise_id("u", 2)) == ("create-account-u", "create-account_attempt-2-u")
+    assert batch_id(["u", "v"]) == "create-accounts-bcc4884ec2b8a123eefc5d9d490eb1ee"
+
+
+def test_promises_expire_after_a_hundred_years() -> None:
+    """A promise that expires earlier is rejected, and its account is halted."""
+    assert timedelta(days=36_500) == DEADLINE

@@ -1,7 +1,7 @@
 """A durable promise that this program cannot execute, or not now.
 
 It requests a function, or a version of it, that this program lacks, or it cannot be decoded. Another attempt would
-fail in the same way. `check` reads this from the promise, which needs no lease. A recorded result that cannot be
+fail in the same way. `obstacle` reads this from the promise, which needs no lease. A recorded result that cannot be
 decoded is found by the execution.
 
 The SDK releases such a task, logs the reason, and waits for the result without a limit. `Clients.result_of` ends the wait,
@@ -50,16 +50,23 @@ def unexecutable(id_: str, cause: object) -> Unexecutable:
     return Unexecutable(f"cannot execute promise {id_}: {cause}. {ADVICE}")
 
 
-def check(promise: PromiseRecord, resonate: Resonate) -> None:
-    """Raise `Unexecutable` if this program cannot execute the pending promise."""
+def obstacle(promise: PromiseRecord, resonate: Resonate) -> str | None:
+    """Return why this program cannot execute the pending promise; None if it can."""
     if "resonate:target" not in promise.tags:
-        raise unexecutable(promise.id, "it has no task, because another program created it")
+        return "it has no task, because another program created it"
     try:
         call = CODEC.convert(CODEC.decode(promise.param), TaskData)
     except ResonateError as error:
-        raise unexecutable(promise.id, f"invalid task data: {error}") from error
+        return f"invalid task data: {error}"
     if resonate._registry.get(call.func, call.version) is None:
-        raise unexecutable(promise.id, FunctionNotFoundError(call.func, call.version))
+        return str(FunctionNotFoundError(call.func, call.version))
+    return None
+
+
+def check(promise: PromiseRecord, resonate: Resonate) -> None:
+    """Raise `Unexecutable` if this program cannot execute the pending promise."""
+    if cause := obstacle(promise, resonate):
+        raise unexecutable(promise.id, cause)
 
 
 def cause_of_release() -> ResonateError | None:

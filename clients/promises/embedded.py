@@ -53,18 +53,31 @@ class _Snapshot(msgspec.Struct):
     t_timeouts: list[TTimeout]
 
 
+def _loaded(name: str, saved: bytes | str) -> _Snapshot:
+    """Return the promises of an origin. A row that this program has not saved becomes a promise that no run can execute."""
+    try:
+        return msgspec.json.decode(saved, type=_Snapshot)
+    except msgspec.MsgspecError:
+        unreadable = DurablePromise(
+            id=name, state="pending", param={}, value={}, tags={"resonate:target": ""}, timeout_at=2**53,
+            created_at=0, settled_at=None, awaiters=set(), subscribers=set(),
+        )  # fmt: skip
+        return _Snapshot({name: unreadable}, {}, [], [])
+
+
 _EMPTY = msgspec.json.encode(_Snapshot({}, {}, [], []))
 
 
 class _Origin:
     """One workflow: its promise and the promises of its steps."""
 
-    def __init__(self, saved: bytes | None, now: int) -> None:
+    def __init__(self, name: str, saved: bytes | None, now: int) -> None:
         self.state = ServerState()
-        self.saved = saved or _EMPTY  # reading an unknown promise writes nothing
+        self.saved = _EMPTY  # reading writes nothing: neither an unknown promise nor one that cannot be read
         self.users = 0
         if saved is not None:
-            snapshot = msgspec.json.decode(saved, type=_Snapshot)
+            snapshot = _loaded(name, saved)
+            self.saved = msgspec.json.encode(snapshot)
             self.state.promises = snapshot.promises
             self.state.tasks = snapshot.tasks
             self.state.p_timeouts = snapshot.p_timeouts
@@ -222,8 +235,8 @@ class EmbeddedPromises(LocalConnection):
                 origin.exception()  # perhaps nobody waits any more
         else:
             now = self._clock()
-            for origin, row in zip(reading.values(), rows, strict=True):
-                origin.set_result(_Origin(row[0].encode() if row else None, now))
+            for (name, origin), row in zip(reading.items(), rows, strict=True):
+                origin.set_result(_Origin(name, row[0].encode() if row else None, now))
 
     async def _save(self, origins: dict[str, _Origin]) -> None:
         """Write the changed origins in one transaction, and then send the messages that follow from the changes."""
@@ -277,17 +290,16 @@ class ReadOnlyPromises:
         if request["kind"] == "promise.search":
             response = {"kind": request["kind"], "corrId": request["corrId"], **await self._search(request)}
         else:
-            rows = await self._database.read(
-                "SELECT state FROM origins WHERE origin = ?", (headers or {})[ORIGIN_HEADER]
-            )
-            response = _Origin(rows[0][0].encode() if rows else None, now_ms()).state.apply(now_ms(), request)
+            name = (headers or {})[ORIGIN_HEADER]
+            rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
+            response = _Origin(name, rows[0][0].encode() if rows else None, now_ms()).state.apply(now_ms(), request)
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
     async def _search(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the next workflows' promises that have this state."""
         select = "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
         page = await self._database.read(select, request.get("cursor", ""), request["limit"])
-        states = {origin: msgspec.json.decode(state, type=_Snapshot).promises.get(origin) for origin, state in page}
+        states = {origin: _loaded(origin, state).promises.get(origin) for origin, state in page}
         found = [promise.to_record() for promise in states.values() if promise and promise.state == request["state"]]
         return {"promises": found, "cursor": page[-1][0] if page else None}
 

@@ -12,6 +12,8 @@ import msgspec
 from resonate.error import ResonateError, ServerError
 from resonate.handle import PromiseResult, ResonateHandle, Subscription
 
+from clients.account import uuid_of
+from clients.promises import cannot_run
 from clients.promises.cannot_run import CODEC
 from clients.promises.claims import batch_of
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 #: Promises per page. A Resonate server can answer this many.
 PAGE = 500
 
+#: The group that an adoption names if TigerBeetle holds the account, which must not be created again.
+EXISTING = "operators-of-existing-accounts"
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -32,9 +37,9 @@ class Promise:
     id: str
     state: str
     value: Any
-    param: Any = None
-    target: str | None = None  # who executes it; None if nobody does
     batch: str | None = None  # the batch that has claimed the account of a pending promise
+    cannot_run: str | None = None  # why this program cannot execute the pending promise
+    existing: str | None = None  # the guid of the account that existed when this adoption began
 
     @property
     def message(self) -> str:
@@ -44,13 +49,13 @@ class Promise:
 
     @property
     def uuid(self) -> str | None:
-        """The uuid that a resolved promise records; None for any other promise."""
-        return self._result("uuid")
+        """The uuid of the account that `guid` names."""
+        return self._result("uuid") if self.existing is None else uuid_of(self.id)
 
     @property
     def guid(self) -> str | None:
-        """The guid that a resolved promise records; None for any other promise."""
-        return self._result("guid")
+        """The guid that the promise records, of an account that TigerBeetle held; None if it records no account."""
+        return self._result("guid") or self.existing
 
     def _result(self, name: str) -> str | None:
         if self.state != "resolved" or not isinstance(self.value, dict):
@@ -71,7 +76,7 @@ async def get_promise(resonate: Resonate, id_: str) -> PromiseRecord | None:
 async def read_promise(resonate: Resonate, id_: str) -> Promise | None:
     """Return the promise with its JSON value; None if it is not found."""
     promise = await get_promise(resonate, id_)
-    return None if promise is None else _decoded(promise)
+    return None if promise is None else _decoded(promise, resonate)
 
 
 def handle_of(promise: PromiseRecord) -> ResonateHandle[Any]:
@@ -90,7 +95,7 @@ async def unresolved(resonate: Resonate) -> AsyncIterator[Promise]:
             page = await resonate.promises.sender.promise_search(state, None, PAGE, cursor)
             for promise in page.promises:
                 if ":" not in promise.id:  # else it is a step
-                    yield _decoded(promise)
+                    yield _decoded(promise, resonate)
             cursor, more = page.cursor, page.cursor is not None
 
 
@@ -101,7 +106,12 @@ def decode(value: Value) -> Any:
     return None
 
 
-def _decoded(promise: PromiseRecord) -> Promise:
+def _decoded(promise: PromiseRecord, resonate: Resonate) -> Promise:
     """Return the promise. What cannot be decoded is None."""
-    target, batch = promise.tags.get("resonate:target"), batch_of(promise)
-    return Promise(promise.id, promise.state, decode(promise.value), decode(promise.param), target, batch)
+    batch, existing = batch_of(promise), None
+    if promise.tags.get("resonate:target", "").endswith(f"@{EXISTING}"):
+        with contextlib.suppress(TypeError, KeyError, ValueError):  # another program can have created it
+            _, existing = decode(promise.param)["args"]
+    judged = promise.state == "pending" and batch is None
+    obstacle = cannot_run.obstacle(promise, resonate) if judged else None
+    return Promise(promise.id, promise.state, decode(promise.value), batch, obstacle, existing)

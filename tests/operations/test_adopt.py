@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -14,7 +16,7 @@ from resonate.types import Value
 from clients.settings import Settings
 from operations.opening import connect
 
-from ..conftest import HANG_S, World, quick_only
+from ..conftest import HANG_S, World, quick_only, wait_until
 from .commands import (
     ABSENT,
     CONFLICT,
@@ -197,6 +199,58 @@ def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, 
     rows = world.rows(user)
     guid = assert_adopted(world, user)  # a pending attempt is resumed with or without --again
     assert rows in ([], [guid])
+
+
+@pytest.mark.parametrize("row", ["lost", "exists"])
+def test_adopt_does_not_recreate_an_account_that_tigerbeetle_lost_meanwhile(
+    world: World, user: str, guid: str, row: str
+) -> None:
+    """The account exists when adopt begins, and TigerBeetle is lost before adopt is run again."""
+    halt(world, user)
+    commit(world, user, guid)
+    if row == "exists":
+        stage(world, user, guid)
+    crash(world, user, "after save 2")
+    world.lose_ledger()
+    attempt = f"promise create-account_attempt-2-{user}"
+    lost = f"{attempt} is pending, but TigerBeetle does not hold its account {guid}"
+    assert_refused(world, user, lost, "restore TigerBeetle, or use `adopt --again`")
+    assert_verdict(world, user, CONFLICT, "conflict", lost, "restore TigerBeetle, or use `adopt --again`")
+    commit(world, user, guid)  # TigerBeetle is restored
+    assert_adopted(world, user, guid)
+
+
+@pytest.mark.parametrize("after", ["save 1", "save 2"])
+def test_adopt_again_recreates_an_account_that_tigerbeetle_lost_meanwhile(
+    world: World, user: str, guid: str, after: str
+) -> None:
+    halt(world, user)
+    commit(world, user, guid)
+    stage(world, user, guid)
+    crash(world, user, f"after {after}")
+    world.lose_ledger()
+    assert_refused(world, user, "restore TigerBeetle")
+    assert_adopted(world, user, guid, again=True)
+    assert world.run(user).guid == guid
+
+
+@pytest.mark.parametrize("point", ["before write 2", "before write 3"])
+def test_running_adopt_does_not_recreate_an_account_that_tigerbeetle_loses(
+    embedded_world: World, user: str, guid: str, point: str
+) -> None:
+    """Only the account is lost, so that no check of the file notices it."""
+    halt(embedded_world, user)
+    commit(embedded_world, user, guid)
+    watched = {"STEPS_FILE": str(embedded_world.steps_file), "PAUSE": point}
+    process, file = embedded_world.process("-m", "operations", "adopt", user, env=watched), "paused"
+    wait_until(embedded_world.steps_file.with_name(file).exists)
+    with contextlib.closing(sqlite3.connect(embedded_world.data / "ledger.db")) as db, db:
+        assert db.execute("DELETE FROM accounts WHERE id = ?", (guid,)).rowcount == 1
+    embedded_world.steps_file.with_name(file).unlink()
+    _, err = process.communicate(timeout=HANG_S)
+    assert (process.wait(), embedded_world.accounts(user)) == (1, [])
+    assert f"no longer holds account {guid}; it was not created again: run adopt again" in err
+    assert_refused(embedded_world, user, f"does not hold its account {guid}; restore TigerBeetle")
 
 
 def crash(world: World, user: str, point: str, *options: str) -> None:

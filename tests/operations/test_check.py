@@ -36,7 +36,7 @@ def test_check_staged(world: World, user: str) -> None:
         f"promise create-account-{user}: pending",
         "TigerBeetle: no account",
         f"{world.reference}: row with guid {world.rows(user)[0]}",
-        "staged",
+        f"staged: promise create-account-{user} is pending; to resume it, run python create_account.py -- {user}",
     ]
 
 
@@ -54,7 +54,7 @@ def test_check_absent(world: World, user: str) -> None:
         f"promise create-account-{user}-2: not found",
         "TigerBeetle: no account",
         f"{world.reference}: no row",
-        "absent",
+        f"absent: promise create-account-{user}-2 not found (never created, or lost); run python create_account.py -- {user}-2",
     ]
 
 

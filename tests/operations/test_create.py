@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+
+from clients.settings import Settings
+from operations import list as listing
 
 from ..clients.commands import command
 from ..conftest import World
-from .commands import assert_adopted, commit, script, stage
+from .commands import assert_adopted, commit, script, stage, unstage
 
 
 def steps(world: World, uuid: str) -> list[str]:
@@ -17,9 +22,9 @@ def test_steps_say_what_each_step_did_and_whether_its_result_was_saved_before(wo
     world.run(user, crash="after write 3")
     [guid] = world.rows(user)
     assert steps(world, user) == [
-        f"step 1, generate the guid: {guid} (saved before)",
-        "step 2, stage the row: created (saved before)",
-        "step 3, commit the account: exists_same (ran now)",
+        f"step 1, generate_guid: {guid} (saved before)",
+        "step 2, stage_account: created (saved before)",
+        "step 3, commit_account: exists_same (ran now)",
     ]
     assert all(line.endswith("(saved before)") for line in steps(world, user))
 
@@ -27,7 +32,7 @@ def test_steps_say_what_each_step_did_and_whether_its_result_was_saved_before(wo
 def test_steps_of_a_panic_say_what_the_step_found(embedded_world: World, user: str) -> None:
     stage(embedded_world, user, "17")
     assert steps(embedded_world, user)[1] == (
-        f"step 2, stage the row: exists_diff: SQLite stages uuid '{user}' with guid 17, which TigerBeetle does not hold"
+        f"step 2, stage_account: exists_diff: SQLite stages uuid '{user}' with guid 17, which TigerBeetle does not hold"
         " (ran now)"
     )
 
@@ -47,6 +52,42 @@ def test_rerun_after_an_adoption_prints_the_account_and_says_so(
     again = command(world, user)
     assert (again.returncode, again.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
     assert f"promise create-account-{user} is rejected, but an operator has adopted the account" in again.stderr
+
+
+def test_check_and_halted_say_what_makes_a_rerun_after_a_panic_print_the_account(
+    world: World, user: str, guid: str
+) -> None:
+    """Both stores hold the account, but nobody has adopted it: a rerun still panics."""
+    stage(world, user, guid)
+    commit(world, user, guid)
+    assert command(world, user).returncode == 98
+    check, halted = script(world, "check", user), script(world, "halted")
+    adopt = f"python -m operations adopt -- {user}"
+    assert check.stdout.splitlines()[-1] == f"exists: run {adopt}, and a rerun of create_account.py prints the account"
+    [line] = [line for line in halted.stdout.splitlines() if user in line]
+    assert line.startswith(f"halted: create-account-{user} is rejected: PANIC: ")
+    assert line.endswith(
+        f"; TigerBeetle and {world.reference} hold the account; more: python -m operations check -- {user}"
+    )
+    assert halted.returncode == command(world, user).returncode == 98
+    assert_adopted(world, user, guid)
+    check, halted = script(world, "check", user), script(world, "halted")
+    assert check.stdout.splitlines()[-1] == "exists"
+    [line] = [line for line in halted.stdout.splitlines() if user in line]
+    assert line.startswith("adopted: ")
+    assert halted.returncode == command(world, user).returncode == 0
+
+
+def test_account_that_was_adopted_is_halted_again_if_its_row_is_lost(
+    embedded_world: World, user: str, guid: str
+) -> None:
+    stage(embedded_world, user, guid)
+    assert command(embedded_world, user).returncode == 98
+    assert_adopted(embedded_world, user, guid)
+    unstage(embedded_world, user)
+    halted = script(embedded_world, "halted")
+    assert halted.stdout.splitlines()[-1] == "1 halted, 0 adopted"
+    assert halted.returncode == command(embedded_world, user).returncode == 98
 
 
 def test_rerun_after_an_adoption_panics_if_the_row_is_lost_again(embedded_world: World, user: str, guid: str) -> None:
@@ -78,6 +119,27 @@ def test_list_names_each_uuid_with_its_guid_row_account_and_promise(world_with_o
     assert " ".join(listed["staged"]) == f"{guid} row no account no promise"
     assert " ".join(listed["?"]) == f"{int(guid) + 1} no row account"
     assert " ".join(listed["begun"]) == "no row pending"
+
+
+@pytest.mark.parametrize("rest", ["rows", "accounts", "promises", ""])
+def test_list_that_is_cut_says_so(
+    embedded_world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rest: str
+) -> None:
+    """Three lines fit. The fourth is a row, an account without a row, or a promise alone."""
+    monkeypatch.setattr(listing, "PAGE", 3)
+    for uuid in ("a", "b", "c"):
+        embedded_world.run(uuid)
+    if rest == "rows":
+        stage(embedded_world, "d", "17")
+    elif rest == "accounts":
+        commit(embedded_world, "d", "17")
+    elif rest == "promises":
+        embedded_world.run("d", crash="after save 1")
+    assert asyncio.run(listing.run(Settings.read(embedded_world.env))) == 0
+    captured = capsys.readouterr()
+    cut = "only the first 3 rows, accounts and promises are listed; `audit` and `halted` read all\n"
+    assert captured.err == (cut if rest else "")
+    assert captured.out.count("resolved") == 3
 
 
 def test_command_line_explains_itself(embedded_world: World) -> None:

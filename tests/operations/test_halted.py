@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,7 @@ from operations.opening import connect
 
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
-from .commands import SPOILED, Done, assert_adopted, halt, script, spoil
+from .commands import SPOILED, Done, assert_adopted, assert_verdict, halt, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +84,7 @@ def test_message_about_a_result_that_does_not_decode_claims_nothing_about_the_ac
     spoil(embedded_world, f"{promise_id(user)}:3")
     line = embedded_world.run(user).err.splitlines()[-1]
     assert line.startswith(f"cannot execute promise create-account-{user}: ")
-    assert command(embedded_world, "--steps", user).stderr.count("step 3, commit the account: cannot be read") == 1
+    assert command(embedded_world, "--steps", user).stderr.count("step 3, commit_account: cannot be read") == 1
     assert "`python -m operations check` says whether the account exists" in line
     assert len(embedded_world.accounts(user)) == 1
 
@@ -192,7 +194,7 @@ def test_halted_lists_each_halted_account_with_its_reason(world: World, user: st
     assert f"is rejected: PANIC: {world.reference} exists_diff" in line
     assert line.endswith(f"more: python -m operations check -- {panicked}")
     [line] = [line for line in lines if lacked in line]
-    assert "version 7, which this program lacks" in line
+    assert "is pending and cannot be executed: function not found: create_account (version 7)" in line
     assert count == "2 halted, 1 adopted"
 
 
@@ -203,8 +205,8 @@ def test_pending_account_of_a_second_registered_version_is_not_halted(
     create_promise(embedded_world, user, LACKED | {"version": 2}, task=True)
     settings, register = Settings.read(embedded_world.env), create_account.register
 
-    def register_both(resonate: Resonate) -> None:
-        register(resonate)
+    def register_both(resonate: Resonate, *stores: Any) -> None:
+        register(resonate, *stores)
         resonate.register(create_account.create_account, name="create_account", version=2)
 
     assert asyncio.run(halted.run(settings)) == 98
@@ -218,6 +220,31 @@ def test_halted_ends_with_0_if_every_halted_account_is_adopted(world: World, use
     assert_adopted(world, user, again=True)
     done = script(world, "halted")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 halted, 1 adopted")
+
+
+def test_promise_whose_row_in_promises_db_is_not_json_is_halted_and_stops_no_other_account(
+    embedded_world: World, user: str
+) -> None:
+    spoiled, other = numbered(user, 2)
+    for uuid in (spoiled, other):
+        embedded_world.run(uuid)
+    with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db, db:
+        db.execute("UPDATE origins SET state = 'no JSON' WHERE origin = ?", (promise_id(spoiled),))
+    done = script(embedded_world, "halted")
+    assert done.returncode == 98
+    line, count = done.stdout.splitlines()
+    assert line.startswith(f"halted: {promise_id(spoiled)} is pending and cannot be executed: invalid task data")
+    assert count == "1 halted, 0 adopted"
+    assert_verdict(embedded_world, spoiled, 0, "exists")
+    run = embedded_world.run(spoiled)
+    assert run.status == 1
+    assert run.err.splitlines()[-1].startswith(f"cannot execute promise {promise_id(spoiled)}: invalid task data")
+    created = backfill(embedded_world, [spoiled, other, f"{user}-new"])
+    assert "created 1, existing 1, halted 1" in created.stderr
+    with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db:
+        assert db.execute("SELECT state FROM origins WHERE origin = ?", (promise_id(spoiled),)).fetchall() == [
+            ("no JSON",)
+        ]
 
 
 def test_halted_reads_any_number_of_promises(embedded_world: World, user: str) -> None:

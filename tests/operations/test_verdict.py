@@ -10,8 +10,7 @@ import tigerbeetle as tb
 
 from clients.account import account_of, promise_id
 from clients.promises.reading import Promise
-from create_account import create_account
-from operations.adopt import Refused, commit_staged, decide, stage_committed
+from operations.adopt import Attempt, Refused, decide
 from operations.verdict import AccountState
 
 ROW, OURS = ("u", "1"), account_of("u", "1")
@@ -89,18 +88,21 @@ def test_pending_promise_is_in_progress_if_something_will_settle_it(
     assert (found.waits_for, found.in_progress) == (waits_for, in_progress)
 
 
-#: What is found, and what adopt does without and with --again: a workflow and its arguments, or words of the refusal.
+SECOND = promise_id("u", 2)
+STAGED, EXISTING = Attempt(SECOND, ("u", "1")), Attempt(SECOND, ("u", "1"), existing=True)
+
+#: What is found, and what adopt does without and with --again: its attempt, or words of the refusal.
 DECISIONS: dict[str, tuple[AccountState, Any, Any]] = {
     "never requested": (state(None), "not found", "not found"),
     "never requested, staged": (state(None, ROW), "not found", "not found"),
     "pending": (state(PENDING, ROW), "is pending; to resume it, run", "is pending; to resume it, run"),
     "claimed": (state(CLAIMED, ROW), "is pending and waits for batch b", "is pending and waits for batch b"),
     "exists": (state(resolved(), ROW, OURS), None, None),
-    "exists, rejected": (state(REJECTED, ROW, OURS), (stage_committed, "u", "1"), (stage_committed, "u", "1")),
-    "staged": (state(REJECTED, ROW), (commit_staged, "u", "1"), "guid 1 is staged; run adopt without --again"),
-    "unreferenced": (state(REJECTED, OURS), (stage_committed, "u", "1"), (stage_committed, "u", "1")),
-    "absent": (state(REJECTED), "nothing is staged", (create_account, "u")),
-    "account lost": (state(resolved(), ROW), "restore TigerBeetle", (commit_staged, "u", "1")),
+    "exists, rejected": (state(REJECTED, ROW, OURS), EXISTING, EXISTING),
+    "staged": (state(REJECTED, ROW), STAGED, "guid 1 is staged; run adopt without --again"),
+    "unreferenced": (state(REJECTED, OURS), EXISTING, EXISTING),
+    "absent": (state(REJECTED), "nothing is staged", Attempt(SECOND, ("u",))),
+    "account lost": (state(resolved(), ROW), "restore TigerBeetle", STAGED),
     "all lost": (state(resolved()), "does not hold its account 1", "does not hold its account 1"),
     "lost, other guid staged": (state(resolved("2"), ROW), "hold its account 2", "hold its account 2"),
     "conflict": (state(REJECTED, ("u", "2"), OURS), "holds account 1", "holds account 1"),
@@ -117,11 +119,62 @@ def test_decision_of_adopt(name: str, again: bool) -> None:  # noqa: FBT001
         case str(words):
             with pytest.raises(Refused, match=words):
                 decide(found, again=again)
-        case (workflow, *arguments):
-            attempt = decide(found, again=again)
-            assert attempt is not None
-            assert (attempt.workflow, list(attempt.arguments)) == (workflow, arguments)
-            assert attempt.id == promise_id("u", 2)
+        case attempt:
+            assert decide(found, again=again) == attempt
+
+
+ADOPTED, PANICKED = (replace(promise, id=SECOND) for promise in (resolved(), REJECTED))
+
+
+@pytest.mark.parametrize(
+    ("promises", "stores", "created", "adopted"),
+    [
+        ([], [ROW, OURS], False, False),
+        ([resolved()], [ROW, OURS], True, False),
+        ([resolved()], [OURS], True, False),
+        ([resolved()], [ROW], False, False),
+        ([resolved()], [ROW, OURS, replace(OURS, id=2)], False, False),
+        ([resolved("2")], [ROW, OURS], False, False),
+        ([resolved(uuid="v")], [ROW, OURS], False, False),
+        ([resolved(), PANICKED], [ROW, OURS], True, False),
+        ([REJECTED], [ROW, OURS], False, False),
+        ([REJECTED, ADOPTED], [ROW, OURS], False, True),
+        ([REJECTED, ADOPTED], [OURS], False, False),
+        ([REJECTED, ADOPTED], [ROW], False, False),
+        ([REJECTED, PANICKED], [ROW, OURS], False, False),
+        ([REJECTED, ADOPTED, PANICKED], [ROW, OURS], False, False),
+    ],
+)
+def test_rerun_prints_an_account_that_its_promise_records_or_that_was_adopted(
+    promises: list[Promise],
+    stores: list[Any],
+    created: bool,  # noqa: FBT001
+    adopted: bool,  # noqa: FBT001
+) -> None:
+    found = replace(state(None, *stores), promises=promises)
+    assert (found.created, found.adopted) == (created, adopted)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["adopt", "adopt --again"])
+@pytest.mark.parametrize("attempt_state", ["pending", "rejected"])
+def test_attempt_of_an_account_that_tigerbeetle_lost_creates_it_only_again(again: bool, attempt_state: str) -> None:  # noqa: FBT001
+    """When the attempt began, TigerBeetle held account 1. Perhaps the attempt has staged the row."""
+    found = state(REJECTED, ROW)
+    found.promises.append(Promise(SECOND, attempt_state, None, existing="1"))
+    assert found.verdict == "conflict"
+    if again:
+        attempt = decide(found, again=True)
+        assert attempt is not None
+        assert not attempt.existing
+    else:
+        with pytest.raises(Refused, match="does not hold its account 1; restore TigerBeetle, or use `adopt --again`"):
+            decide(found, again=False)
+
+
+def test_attempt_of_an_existing_account_is_resumed_as_such() -> None:
+    found = state(REJECTED, ROW, OURS)
+    found.promises.append(Promise(SECOND, "pending", None, existing="1"))
+    assert decide(found, again=False) == Attempt(SECOND, ("u",), existing=True)
 
 
 def test_pending_attempt_is_resumed() -> None:
