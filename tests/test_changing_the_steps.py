@@ -26,7 +26,7 @@ from .operations.commands import Done, assert_verdict, commit, halt, script, sta
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 SOURCE = (ROOT / "create_account.py").read_text()
 RESULT = '    return {"uuid": uuid, "guid": committed.guid}\n'
-WORKFLOW = SOURCE[SOURCE.index("@types.coroutine\n") : SOURCE.index("# -- The run ")]
+WORKFLOW = SOURCE[SOURCE.index("@types.coroutine\n") : SOURCE.index("T = TypeVar(")]
 SINGLE_RUNS = "create_account has other steps than a batch: each account is a single run, which is slower"
 
 
@@ -44,9 +44,9 @@ def changed(*edits: tuple[str, str]) -> str:
     return source
 
 
-ADDED = [("# -- The workflow ", code("step") + "\n\n# -- The workflow "), (RESULT, code("call") + RESULT)]
+ADDED = [("# -- Steps ", code("step") + "\n\n# -- Steps "), (RESULT, code("call") + RESULT)]
 RAISED = [
-    ("# -- The run ", WORKFLOW.replace("def create_account(", "def create_account_1(") + "# -- The run "),
+    ("T = TypeVar(", WORKFLOW.replace("def create_account(", "def create_account_1(") + "T = TypeVar("),
     ('    resonate.register(create_account, name="create_account")\n', code("register")),
 ]
 

@@ -72,6 +72,9 @@ HOUR_S = 3600
 #: Seconds in which a message is delivered: the server pushes ten times a second.
 DELIVERY_S = 1
 
+#: Seconds after which messages that do not arrive are an outage. The stream reconnects within 5 s after an outage.
+DELIVERY_TIMEOUT_S = 8
+
 #: Seconds by which a timer can end too early.
 TIMER_PRECISION_S = 0.01
 
@@ -150,7 +153,7 @@ class Requests(HttpConnection):
         Each message offers the task of a promise that this process has made for this purpose.
         """
         self._messages.arrived.clear()
-        give_up = asyncio.get_running_loop().time() + limits.FIRST_ANSWER_TIMEOUT_S
+        give_up = asyncio.get_running_loop().time() + DELIVERY_TIMEOUT_S
         while asyncio.get_running_loop().time() < give_up:
             await self._request_message()
             with contextlib.suppress(TimeoutError):
