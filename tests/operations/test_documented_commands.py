@@ -71,6 +71,9 @@ def test_command_without_its_files_fails_and_changes_nothing(embedded_world: Wor
     (embedded_world.directory / "accounts-backup.db").touch()
     assert_failed(shell(BLOCKS[kind], embedded_world.directory), "DATA_DIR")
     (embedded_world.directory / "accounts-backup.db").unlink()
+    if kind in ("stage", "delete"):
+        data_dir = str(embedded_world.data)
+        assert_failed(shell(BLOCKS[kind], embedded_world.directory, DATA_DIR=data_dir, UUID="u"), "GUID")
     for data in ("data", str(embedded_world.directory)):  # the first one is relative to the data directory
         assert_failed(shell(BLOCKS[kind], embedded_world.data, DATA_DIR=data), "No such file")
     assert contents(embedded_world) == before
@@ -100,18 +103,17 @@ def test_process_that_runs_during_a_restore_ends(embedded_world: World, user: st
 def test_row_is_deleted_and_staged_while_a_process_has_the_file_open(
     embedded_world: World, user: str, guid: str
 ) -> None:
-    row = f"'{user}', '{guid}'"
-    delete = BLOCKS["delete"].replace("uuid = '...' AND guid = '...'", f"(uuid, guid) = ({row})")
-    env = {"DATA_DIR": str(embedded_world.data)}
+    env = {"DATA_DIR": str(embedded_world.data), "UUID": user, "GUID": guid}
     with embedded_world.paused_at(f"{user}-2", "before write 2") as process:
-        done = shell(BLOCKS["stage"].replace("'...', '...'", row), embedded_world.directory, **env)
+        done = shell(BLOCKS["stage"], embedded_world.directory, **env)
         assert_done(done)
-        assert f"({row})" in done.stdout
+        assert f"('{user}', '{guid}')" in done.stdout
         assert embedded_world.rows(user) == [guid]
-        assert_failed(shell(BLOCKS["stage"].replace("'...', '...'", row), embedded_world.directory, **env), "UNIQUE")
-        assert_done(shell(delete, embedded_world.directory, **env))
+        assert_failed(shell(BLOCKS["stage"], embedded_world.directory, **env), "UNIQUE")
+        assert_failed(shell(BLOCKS["delete"], embedded_world.directory, **env | {"GUID": "1"}))
+        assert embedded_world.rows(user) == [guid]
+        assert_done(shell(BLOCKS["delete"], embedded_world.directory, **env))
         assert embedded_world.rows(user) == []
-        assert_failed(shell(delete, embedded_world.directory, **env))
     assert embedded_world.finish(process).status == 0
 
 
