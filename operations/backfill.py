@@ -298,7 +298,8 @@ async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
                     raise
             finally:
                 bar.close()
-                report(work.counts, unfinished, time.monotonic() - started)
+                if work.counts or not isinstance(sys.exception(), UsageError):  # an input that is refused gets one line
+                    report(work.counts, unfinished, time.monotonic() - started)
     if work.counts["halted"]:
         return HALTED
     if work.counts["pending"]:

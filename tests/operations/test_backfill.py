@@ -186,8 +186,7 @@ def test_input_that_is_no_list_is_refused_before_the_first_account(embedded_worl
         with backfill(embedded_world) as process:
             refused = done(process, *process.communicate(content, timeout=HANG_S))
         assert (refused.status, refused.shown) == (2, []), name
-        *_, counts, line = refused.err.splitlines()
-        assert counts.startswith("created 0, existing 0, halted 0, invalid 0;"), name
+        [_, line] = refused.err.splitlines()  # the first one says that this is embedded mode
         assert words in line, name
         assert "run again" in line, name
     assert embedded_world.sql("SELECT uuid FROM accounts") == []
