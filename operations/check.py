@@ -44,13 +44,11 @@ def report(state: AccountState) -> None:
 def next_command(state: AccountState) -> str:
     """Return the reasons of a conflict, and what to run; empty if a rerun of create_account.py prints the account."""
     reasons = "; ".join(state.reasons())
-    adopt = f"run python -m operations adopt -- {shlex.quote(state.uuid)}"
     try:
         attempt = decide(state, again=False)
     except Refused as refused:
         return str(refused) if reasons in str(refused) else f"{reasons}; {refused}"
-    if attempt is not None:
-        action = f"{adopt}, and a rerun of create_account.py prints the account"
-    else:
-        action = f"{adopt}, which prints the account" if reasons else ""
-    return "; ".join(filter(None, (reasons, action)))
+    if attempt is None and not reasons:
+        return ""
+    then = "which prints the account" if attempt is None else "and a rerun of create_account.py prints the account"
+    return "; ".join(filter(None, (reasons, f"run python -m operations adopt -- {shlex.quote(state.uuid)}, {then}")))

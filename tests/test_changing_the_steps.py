@@ -85,7 +85,7 @@ class Changed:
         return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-@pytest.fixture(params=SOURCES)
+@pytest.fixture(params=["version raised", pytest.param("same version", marks=pytest.mark.deep)])
 def source(request: pytest.FixtureRequest) -> str:
     return SOURCES[request.param]
 
