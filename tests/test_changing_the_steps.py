@@ -300,7 +300,7 @@ EDITS = {
     "a step at the end": (RESULT, "    yield from ctx.run(print, uuid).__await__()\n" + RESULT),
     "a step without an end": (RESULT, "    while True:\n        yield from ctx.run(print, uuid).__await__()\n"),
     "a step that nobody waits for": (RESULT, "    ctx.run(print, uuid).close()\n" + RESULT),
-    "no step 3": ("yield from ctx.run(commit_account, uuid, staged.guid).__await__()", "staged"),
+    "no step 3": ("yield from saved(ctx.run(commit_account, uuid, staged.guid))", "staged"),
     "another step 2": ("ctx.run(stage_account,", "ctx.run(commit_account,"),
     "another guid": ("uuid, staged.guid)", "uuid, guid)"),
     "another result": (RESULT, '    return {"uuid": uuid, "guid": guid}\n'),

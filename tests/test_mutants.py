@@ -19,7 +19,7 @@ NO_ROW = "account without its row"
 #: The text, its replacement, the faults of the scope, and the invariant that catches the edit.
 EXPLORED = {
     "the guid is not recorded": (
-        "guid = yield from ctx.run(generate_guid, uuid, guid).__await__()", "guid = str(tb.id())", set(), FALSE_PANIC,
+        "guid = yield from saved(ctx.run(generate_guid, uuid, guid))", "guid = str(tb.id())", set(), FALSE_PANIC,
     ),
     "the two writes are swapped": (
         "ctx.run(stage_account", "ctx.run(commit_account", set(), FALSE_PANIC,
