@@ -29,9 +29,8 @@ from resonate.context import Context, ResonateFuture
 from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
 
-from clients import panic as conflicts
 from clients.account import account_of, check_request, differences, promise_id
-from clients.panic import Panic
+from clients.panic import Panic, found
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SystemOfReference
 
@@ -122,7 +121,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     rows = await stores.reference.rows_of(uuid, guid)
     if not rows and accounts not in ([], [guid]):
         # The row of an account was lost. A new row, with a new guid, would lead to a second account.
-        return Outcome("ordering_violated", guid, conflicts.lost_row(stores.reference, accounts))
+        return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
 
     # Write. If another run has just written such a row, this writes nothing and returns that row.
     existing_rows = rows or await stores.reference.stage(uuid, guid)
@@ -132,7 +131,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
         return Outcome("created", guid)
     if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, await conflicts.other_rows(stores.reference, stores.record, existing_rows))
+    return Outcome("exists_diff", guid, found(stores.reference.name, existing_rows, accounts))
 
 
 async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
@@ -143,7 +142,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     accounts = await stores.record.guids_of(uuid)
     rows = await stores.reference.rows_of(uuid, guid)
     if rows != [(uuid, guid)] or accounts not in ([], [guid]):
-        return Outcome("ordering_violated", guid, conflicts.not_staged(stores.reference, accounts, rows, guid))
+        return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
 
     # Write last. If an account has this guid, this writes nothing and returns that account.
     existing = await stores.record.create(account_of(uuid, guid))
@@ -151,9 +150,10 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     # Say what happened.
     if existing is None:
         return Outcome("created", guid)
-    if not differences(existing, uuid):
+    differing = differences(existing, uuid)
+    if not differing:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, conflicts.other_account(existing, uuid))
+    return Outcome("exists_diff", guid, f"TigerBeetle's account {guid} has {', '.join(differing)}")
 
 
 # -- Register, inject, run -------------------------------------------------

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING
 
 from resonate.error import ResonateError
 
-from clients.account import differences
 from clients.errors import HALTED
 
 if TYPE_CHECKING:
-    import tigerbeetle as tb
-
-    from clients.stores.system_of_record import SystemOfRecord
-    from clients.stores.system_of_reference import Row, SystemOfReference
+    from clients.stores.system_of_reference import Row
 
 
 def check_command(uuid: str) -> str:
@@ -43,30 +39,7 @@ class Panic(ResonateError):
         return f"PANIC: {self.condition} for uuid {self.uuid!r}: {self.conflict}. Run: {check_command(self.uuid)}"
 
 
-# -- What a step found, in words for the operator --------------------------
-
-
-def lost_row(reference: SystemOfReference, existing_guids: list[str]) -> str:
-    return f"{reference.name} has no row for this uuid, but TigerBeetle holds {listed(existing_guids)}"
-
-
-async def other_rows(reference: SystemOfReference, record: SystemOfRecord, rows: list[Row]) -> str:
-    """Name the rows, and say whether TigerBeetle holds their accounts."""
-    staged = []
-    for uuid, guid in rows:
-        holds = "holds" if await record.lookup(guid) else "does not hold"
-        staged.append(f"uuid {uuid!r} with guid {guid}, which TigerBeetle {holds}")
-    return f"{reference.name} stages {' and '.join(staged)}"
-
-
-def not_staged(reference: SystemOfReference, existing_guids: list[str], rows: list[Row], guid: str) -> str:
-    stages = "stages" if any(staged == guid for _, staged in rows) else "no longer stages"
-    return f"{reference.name} {stages} guid {guid}, and TigerBeetle holds {listed(existing_guids)}"
-
-
-def other_account(existing: tb.Account, uuid: str) -> str:
-    return f"TigerBeetle's account {existing.id} has {', '.join(differences(existing, uuid))}"
-
-
-def listed(guids: list[str]) -> str:
-    return ", ".join(guids) or "no account"
+def found(reference: str, rows: list[Row], accounts: list[str]) -> str:
+    """Say what a step found: the rows that have the uuid or the guid, and the guids of the uuid's accounts."""
+    staged = " and ".join(f"uuid {uuid!r} with guid {guid}" for uuid, guid in rows) or "neither this uuid nor this guid"
+    return f"{reference} stages {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'} for this uuid"

@@ -22,8 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 from clients import limits
 from clients.errors import Closed, NoAnswer, Unavailable
 from clients.stores.batcher import Batcher
-from clients.stores.form import EXISTS, check_form
-from clients.stores.system_of_reference import Row, SystemOfReference
+from clients.stores.system_of_reference import EXISTS, Row, SystemOfReference, check_form
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
