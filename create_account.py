@@ -3,14 +3,8 @@
 - SQLite is the System of Reference. A row `(uuid, guid)` stages an account. A row alone is not an account.
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 
-Write to TigerBeetle last, so that each account has its row. Ask TigerBeetle first whether an account exists, because a
-row proves nothing.
-
-Resonate saves the result of each step. After a crash, the next run is a replay: the function starts at its top again,
-each finished step returns its saved result, and the interrupted step runs again. So side effects belong in steps, and a
-step must recognize what it wrote before the crash.
-
-    uv run create_account.py user-123
+After a crash, the workflow runs again from its top: a finished step returns its saved result, and the interrupted step
+runs again. So a step must recognize what it wrote before the crash.
 """
 
 if __name__ == "__main__":  # Start the command before the slow imports. This does not return.
@@ -37,12 +31,9 @@ from clients.stores.system_of_reference import SystemOfReference
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine
+@types.coroutine  # makes the generator awaitable for the SDK
 def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
-    """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
-
-    A guid is only given to adopt an account after a panic (operations/adopt.py).
-    """
+    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`. Only an operator's `adopt` gives a guid."""
     ctx = ctx.options(timeout=DEADLINE)
     reference = ctx.get_dependency(Stores).reference
 
@@ -54,8 +45,8 @@ def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit the account in the System of Record. Take the guid from the saved result: if all promises were lost while
-    # this process was paused, another run has saved the result, with its own guid.
+    # Commit the account in the System of Record. Its guid is the one that was staged: if all promises were lost while
+    # this process was paused, another process can have staged another guid.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -68,7 +59,7 @@ T = TypeVar("T")
 
 
 def saved(step: ResonateFuture[T]) -> Generator[Any, Any, T]:  # noqa: UP047 - old Pythons must parse this file
-    """Return the saved result of a step; `yield from saved(...)` waits for it.
+    """Return the saved result of a step.
 
     The workflow is a generator only to look like the TypeScript original. In your code write `async def create_account`
     and `await ctx.run(...)`: nothing else changes.
@@ -76,8 +67,7 @@ def saved(step: ResonateFuture[T]) -> Generator[Any, Any, T]:  # noqa: UP047 - o
     return step.__await__()
 
 
-#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a step that is resumed after its
-#: deadline fails for good.
+#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a later run would fail for good.
 DEADLINE = timedelta(days=36_500)
 
 # -- Outcomes --------------------------------------------------------------
@@ -88,10 +78,10 @@ class Outcome:
     """The result of step 2 or 3, which Resonate saves."""
 
     type: Literal[
-        "created",  # this step wrote the row, or created the account
-        "exists_same",  # this row, or this account, is there: written before a crash
-        "exists_diff",  # another row has this uuid or this guid; or the guid's account has other fields
-        "ordering_violated",  # step 2: the uuid has an account, but no row; step 3: it has another account, or no such row
+        "created",  # step 2 wrote the row; step 3 created the account
+        "exists_same",  # the same row, or the same account, is there: written before a crash
+        "exists_diff",  # step 2: another row has this uuid or this guid; step 3: the guid's account has other fields
+        "ordering_violated",  # step 2: the uuid has an account, but no row; step 3: no such row, or another account
     ]
     guid: str  # the guid that the step was given
     conflict: str = ""  # what the step found, in words for the operator
@@ -108,7 +98,7 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid, guid)  # raises ValueError if the request is wrong
+    check_request(ctx.info.parent_id, uuid, guid)  # raises ValueError, for example if the uuid is not the promise's
     return guid or str(tb.id())
 
 
@@ -145,15 +135,15 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
         return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
 
     # Write last. If an account has this guid, this writes nothing and returns that account.
-    existing = await stores.record.create(account_of(uuid, guid))
+    existing_account = await stores.record.create(account_of(uuid, guid))
 
     # Say what happened.
-    if existing is None:
+    if existing_account is None:
         return Outcome("created", guid)
-    differing = differences(existing, uuid)
-    if not differing:
+    differing_fields = differences(existing_account, uuid)
+    if not differing_fields:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, f"TigerBeetle's account {guid} has {', '.join(differing)}")
+    return Outcome("exists_diff", guid, f"TigerBeetle's account {guid} has {', '.join(differing_fields)}")
 
 
 # -- Register, inject, run -------------------------------------------------
@@ -161,7 +151,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 
 @dataclass(frozen=True)
 class Stores:
-    """The two stores, which each step gets from its context."""
+    """The two stores. Each step gets them from its context."""
 
     reference: SystemOfReference
     record: SystemOfRecord
@@ -170,13 +160,13 @@ class Stores:
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Make `Resonate` with `retry_policy=Never()`. A step waits during an outage by itself; any other error would happen
-    again, and by default the SDK retries for decades. If you change the steps, see docs/operations.md.
+    Create `Resonate` with `retry_policy=Never()`: a step waits by itself until a store answers, any other error would
+    happen again, and by default the SDK retries for decades.
     """
-    resonate.register(create_account, name="create_account")
+    resonate.register(create_account, name="create_account")  # other steps: see docs/operations.md
     resonate.with_dependency(Stores(reference, record))
 
 
 def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
-    """Run the workflow, resume it, or get its result: one uuid has one promise, `create-account-<uuid>`."""
+    """Start the workflow, resume it, or get its result: one uuid has one promise, `create-account-<uuid>`."""
     return resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)

@@ -47,7 +47,10 @@ def changed(*edits: tuple[str, str]) -> str:
 ADDED = [("# -- Steps ", code("step") + "\n\n# -- Steps "), (RESULT, code("call") + RESULT)]
 RAISED = [
     ("T = TypeVar(", WORKFLOW.replace("def create_account(", "def create_account_1(") + "T = TypeVar("),
-    ('    resonate.register(create_account, name="create_account")\n', code("register")),
+    (
+        '    resonate.register(create_account, name="create_account")  # other steps: see docs/operations.md\n',
+        code("register"),
+    ),
 ]
 
 #: The program, by what happens to the version.

@@ -92,9 +92,8 @@ def test_lost_promises_with_a_staged_row_panic(world: World, user: str, crash: s
     world.lose_promises()
     [staged] = world.rows(user)
     accounts = world.accounts(user)
-    assert_halted(
-        world, user, f"{world.reference} exists_diff", f"with guid {staged}, and TigerBeetle holds {held} for this uuid"
-    )
+    held = f"with guid {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'}"
+    assert_halted(world, user, f"{world.reference} exists_diff", held)
     assert world.rows(user) == [staged]
     assert world.accounts(user) == accounts
 
