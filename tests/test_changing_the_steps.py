@@ -26,7 +26,7 @@ from .operations.commands import Done, assert_verdict, commit, halt, script, sta
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 SOURCE = (ROOT / "create_account.py").read_text()
 RESULT = '    return {"uuid": uuid, "guid": committed.guid}\n'
-WORKFLOW = SOURCE[SOURCE.index("@types.coroutine\n") : SOURCE.index("T = TypeVar(")]
+WORKFLOW = SOURCE[SOURCE.index("@types.coroutine") : SOURCE.index("T = TypeVar(")]
 SINGLE_RUNS = "create_account has other steps than a batch: each account is a single run, which is slower"
 
 
