@@ -28,12 +28,12 @@ from clients.stores.system_of_reference import SystemOfReference
 
 
 @types.coroutine  # A generator, as in TypeScript. In your code write `async def` and `await ctx.run(...)`.
-def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
-    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`. The guid is empty: only an operator's command gives one."""
+def create_account(ctx: Context, uuid: str) -> Any:
+    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
     ctx = ctx.options(timeout=DEADLINE)
     reference = ctx.get_dependency(Stores).reference
 
-    guid = yield from saved(ctx.run(generate_guid, uuid, guid))
+    guid = yield from saved(ctx.run(generate_guid, uuid))
 
     # Stage the account in the System of Reference.
     staged = yield from saved(ctx.run(stage_account, uuid, guid))
@@ -41,7 +41,7 @@ def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit the account that was staged, in the System of Record.
+    # Commit what step 2 staged. After a loss of all promises, that can be another guid than step 1's.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -50,7 +50,7 @@ def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     return {"uuid": uuid, "guid": committed.guid}
 
 
-#: 100 years. The SDK's default is one day: a rerun after that would fail, and never succeed.
+#: 100 years. The SDK's default is one day: a rerun after that would fail.
 DEADLINE = timedelta(days=36_500)
 
 
@@ -62,21 +62,19 @@ class Outcome:
         "created",  # step 2 wrote the row; step 3 created the account
         "exists_same",  # the same row, or the same account, is there
         "exists_diff",  # step 2: another row has this uuid or this guid; step 3: the guid's account has other fields
-        "ordering_violated",  # step 2: no row, but another account of the uuid; step 3: no such row, or another account
+        "ordering_violated",  # step 2: the uuid has an account, but no row; step 3: the row is gone, or the uuid has another account
     ]
-    guid: str  # of this row, or this account. If all promises were lost meanwhile, another process can have saved it
+    guid: str  # of the row or the account
     conflict: str = ""  # what the step found, in words for the operator
 
 
 # -- Steps -----------------------------------------------------------------
 
 
-def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
+def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(
-        ctx.info.parent_id, uuid, guid
-    )  # ValueError if the uuid is invalid, or is not that of the promise's id
-    return guid or str(tb.id())
+    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the promise's id does not belong to the uuid
+    return str(tb.id())
 
 
 async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
@@ -90,8 +88,8 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     if other_accounts and not rows:  # a row was lost; a new row would lead to a second account
         return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
 
-    # Write, if there is no row. If another process writes one at the same time, this returns that row.
-    existing_rows = rows or await stores.reference.stage(uuid, guid)
+    # Write. If a row has this uuid or this guid, this writes nothing and returns that row.
+    existing_rows = await stores.reference.stage(uuid, guid)
 
     if not existing_rows:
         return Outcome("created", guid)

@@ -15,6 +15,7 @@ from clients.promises import reading
 from clients.promises.store_pin import mismatch
 from operations.batch import register_workflow
 from operations.opening import identity_of, make_record, make_reference, open_promises
+from operations.steps import register_adoptions
 from operations.verdict import AccountState
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ async def open_readers(settings: Settings, outages: Outages) -> AsyncIterator[Re
         await record.open()
         create_account.register(resonate, reference, record)  # runs nothing here: it says what this program can run
         register_workflow(resonate)
+        register_adoptions(resonate)
         yield Readers(reference, record, resonate)
 
 

@@ -282,9 +282,9 @@ def edited(text: str, edit: str) -> Any:
     return names["create_account"]
 
 
-async def as_coroutine(ctx: Any, uuid: str, guid: str = "") -> Any:
+async def as_coroutine(ctx: Any, uuid: str) -> Any:
     """The same steps, written with `await`."""
-    guid = await ctx.run(generate_guid, uuid, guid)
+    guid = await ctx.run(generate_guid, uuid)
     staged = await ctx.run(stage_account, uuid, guid)
     panic_if(staged.type == "exists_diff", "SQLite exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)

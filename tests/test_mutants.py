@@ -19,12 +19,12 @@ NO_ROW = "account without its row"
 #: The text, its replacement, the faults of the scope, and the invariant that catches the edit.
 EXPLORED = {
     "the guid is not recorded": (
-        "guid = yield from saved(ctx.run(generate_guid, uuid, guid))", "guid = str(tb.id())", set(), FALSE_PANIC,
+        "guid = yield from saved(ctx.run(generate_guid, uuid))", "guid = str(tb.id())", set(), FALSE_PANIC,
     ),
     "the two writes are swapped": (
         "ctx.run(stage_account", "ctx.run(commit_account", set(), FALSE_PANIC,
     ),
-    "the stage step writes no row": (" or await stores.reference.stage(uuid, guid)", "", set(), FALSE_PANIC),
+    "the stage step writes no row": ("await stores.reference.stage(uuid, guid)", "rows", set(), FALSE_PANIC),
     "a written row is a conflict": (
         'if not existing_rows:\n        return Outcome("created", guid)', 'if not existing_rows:\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
