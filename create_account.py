@@ -4,7 +4,7 @@
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 """
 
-if __name__ == "__main__":  # Starts the command before the slow imports, and does not return.
+if __name__ == "__main__":  # Only for the command line: starts operations/create.py, and does not return.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
@@ -27,7 +27,7 @@ from clients.stores.system_of_reference import SystemOfReference
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine  # A generator, as in TypeScript. In your code write `async def` and `await ctx.run(...)`.
+@types.coroutine  # In your code write `async def`, and `await ctx.run(...)` in place of `yield from saved(ctx.run(...))`.
 def create_account(ctx: Context, uuid: str) -> Any:
     """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
     ctx = ctx.options(timeout=DEADLINE)
@@ -59,10 +59,11 @@ class Outcome:
     """The result of step 2 or 3, which Resonate saves."""
 
     type: Literal[
-        "created",  # step 2 wrote the row; step 3 created the account
-        "exists_same",  # the same row, or the same account, is there
-        "exists_diff",  # step 2: another row has this uuid or this guid; step 3: the guid's account has other fields
-        "ordering_violated",  # step 2: the uuid has an account, but no row; step 3: the row is gone, or the uuid has another account
+        # In step 2; in step 3:
+        "created",  # wrote the row; created the account
+        "exists_same",  # the same row is there; the same account is there
+        "exists_diff",  # another row has this uuid or this guid; the guid's account has different fields
+        "ordering_violated",  # the uuid has an account, but no row; the row is gone, or the uuid has another account
     ]
     guid: str  # of the row or the account
     conflict: str = ""  # what the step found, in words for the operator
@@ -134,8 +135,8 @@ class Stores:
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`. A step waits by itself until its store answers. Any other error would
-    only happen again, and by default the SDK retries for decades.
+    Create `Resonate` with `retry_policy=Never()`: by default, the SDK retries a failed step for decades. The stores wait
+    by themselves until they answer.
     """
     resonate.register(create_account, name="create_account")  # another step: see docs/operations.md
     resonate.with_dependency(Stores(reference, record))
