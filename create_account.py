@@ -2,48 +2,34 @@
 
 - SQLite is the System of Reference. A row `(uuid, guid)` stages an account. A row alone is not an account.
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
-
-Write to TigerBeetle last, so that each account has its row. Ask TigerBeetle first whether an account exists, because a
-row proves nothing.
-
-Resonate saves the result of each step. After a crash, the next run is a replay: the function starts at its top again,
-each finished step returns its saved result, and the interrupted step runs again. So side effects belong in steps, and a
-step must recognize what it wrote before the crash.
-
-    uv run create_account.py user-123
 """
 
-if __name__ == "__main__":  # Start the command before the slow imports. This does not return.
+if __name__ == "__main__":  # Starts the command before the slow imports, and does not return.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
 
 import types
-from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import tigerbeetle as tb
-from resonate.context import Context, ResonateFuture
+from resonate.context import Context
 from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
 
-from clients import panic as conflicts
 from clients.account import account_of, check_request, differences, promise_id
-from clients.panic import Panic
+from clients.panic import found, panic_if, saved
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SystemOfReference
 
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine
+@types.coroutine  # A generator, as in TypeScript. In your code write `async def` and `await ctx.run(...)`.
 def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
-    """Write last, read first. Returns `{"uuid": uuid, "guid": guid}`. Raises `Panic`.
-
-    A guid is only given to adopt an account after a panic (operations/adopt.py).
-    """
+    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`. The guid is empty: only an operator's command gives one."""
     ctx = ctx.options(timeout=DEADLINE)
     reference = ctx.get_dependency(Stores).reference
 
@@ -55,8 +41,7 @@ def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit the account in the System of Record. Take the guid from the saved result: if all promises were lost while
-    # this process was paused, another run has saved the result, with its own guid.
+    # Commit the account that was staged, in the System of Record.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -65,23 +50,8 @@ def create_account(ctx: Context, uuid: str, guid: str = "") -> Any:
     return {"uuid": uuid, "guid": committed.guid}
 
 
-T = TypeVar("T")
-
-
-def saved(step: ResonateFuture[T]) -> Generator[Any, Any, T]:  # noqa: UP047 - old Pythons must parse this file
-    """Return the saved result of a step; `yield from saved(...)` waits for it.
-
-    The workflow is a generator only to look like the TypeScript original. In your code write `async def create_account`
-    and `await ctx.run(...)`: nothing else changes.
-    """
-    return step.__await__()
-
-
-#: 100 years: in practice, promises have no deadline. The SDK's default is one day, and a step that is resumed after its
-#: deadline fails for good.
+#: 100 years. The SDK's default is one day: a rerun after that would fail, and never succeed.
 DEADLINE = timedelta(days=36_500)
-
-# -- Outcomes --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -89,19 +59,13 @@ class Outcome:
     """The result of step 2 or 3, which Resonate saves."""
 
     type: Literal[
-        "created",  # this step wrote the row, or created the account
-        "exists_same",  # this row, or this account, is there: written before a crash
-        "exists_diff",  # another row has this uuid or this guid; or the guid's account has other fields
-        "ordering_violated",  # step 2: the uuid has an account, but no row; step 3: it has another account, or no such row
+        "created",  # step 2 wrote the row; step 3 created the account
+        "exists_same",  # the same row, or the same account, is there
+        "exists_diff",  # step 2: another row has this uuid or this guid; step 3: the guid's account has other fields
+        "ordering_violated",  # step 2: no row, but another account of the uuid; step 3: no such row, or another account
     ]
-    guid: str  # the guid that the step was given
+    guid: str  # of this row, or this account. If all promises were lost meanwhile, another process can have saved it
     conflict: str = ""  # what the step found, in words for the operator
-
-
-def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
-    """Stop the workflow for good if the condition holds: an operator must decide."""
-    if condition:
-        raise Panic(name, uuid, outcome.guid, outcome.conflict)
 
 
 # -- Steps -----------------------------------------------------------------
@@ -109,51 +73,53 @@ def panic_if(condition: bool, name: str, uuid: str, outcome: Outcome) -> None:
 
 def generate_guid(ctx: Context, uuid: str, guid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid, guid)  # raises ValueError if the request is wrong
+    check_request(
+        ctx.info.parent_id, uuid, guid
+    )  # ValueError if the uuid is invalid, or is not that of the promise's id
     return guid or str(tb.id())
 
 
 async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
-    """Step 2: stage the account. Write its row in the System of Reference."""
+    """Step 2: write the row in the System of Reference."""
     stores = ctx.get_dependency(Stores)
 
     # Read first: the guids of the uuid's accounts, and the rows that have this uuid or this guid.
     accounts = await stores.record.guids_of(uuid)
     rows = await stores.reference.rows_of(uuid, guid)
-    if not rows and accounts not in ([], [guid]):
-        # The row of an account was lost. A new row, with a new guid, would lead to a second account.
-        return Outcome("ordering_violated", guid, conflicts.lost_row(stores.reference, accounts))
+    other_accounts = set(accounts) - {guid}
+    if other_accounts and not rows:  # a row was lost; a new row would lead to a second account
+        return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
 
-    # Write. If another run has just written such a row, this writes nothing and returns that row.
+    # Write, if there is no row. If another process writes one at the same time, this returns that row.
     existing_rows = rows or await stores.reference.stage(uuid, guid)
 
-    # Say what happened. If another account of this uuid exists, step 3 finds it.
     if not existing_rows:
         return Outcome("created", guid)
     if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, await conflicts.other_rows(stores.reference, stores.record, existing_rows))
+    return Outcome("exists_diff", guid, found(stores.reference.name, existing_rows, accounts))
 
 
 async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
-    """Step 3: commit the account. Create it in the System of Record."""
+    """Step 3: create the account in the System of Record."""
     stores = ctx.get_dependency(Stores)
 
-    # Read first, and commit only what is staged: a store may have been lost or restored since step 2.
+    # Read first, again: a store may have been lost or restored since step 2.
     accounts = await stores.record.guids_of(uuid)
     rows = await stores.reference.rows_of(uuid, guid)
-    if rows != [(uuid, guid)] or accounts not in ([], [guid]):
-        return Outcome("ordering_violated", guid, conflicts.not_staged(stores.reference, accounts, rows, guid))
+    other_accounts = set(accounts) - {guid}
+    if other_accounts or rows != [(uuid, guid)]:
+        return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
 
-    # Write last. If an account has this guid, this writes nothing and returns that account.
-    existing = await stores.record.create(account_of(uuid, guid))
+    # Write last. If an account has this guid, this creates nothing and returns that account.
+    existing_account = await stores.record.create(account_of(uuid, guid))
 
-    # Say what happened.
-    if existing is None:
+    if existing_account is None:
         return Outcome("created", guid)
-    if not differences(existing, uuid):
+    differing_fields = differences(existing_account, uuid)
+    if not differing_fields:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, conflicts.other_account(existing, uuid))
+    return Outcome("exists_diff", guid, f"TigerBeetle's account {guid} has {', '.join(differing_fields)}")
 
 
 # -- Register, inject, run -------------------------------------------------
@@ -161,7 +127,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 
 @dataclass(frozen=True)
 class Stores:
-    """The two stores, which each step gets from its context."""
+    """The two stores. Each step gets them from its context."""
 
     reference: SystemOfReference
     record: SystemOfRecord
@@ -170,13 +136,13 @@ class Stores:
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Make `Resonate` with `retry_policy=Never()`. A step waits during an outage by itself; any other error would happen
-    again, and by default the SDK retries for decades. If you change the steps, see docs/operations.md.
+    Create `Resonate` with `retry_policy=Never()`. A step waits by itself until its store answers. Any other error would
+    only happen again, and by default the SDK retries for decades.
     """
-    resonate.register(create_account, name="create_account")
+    resonate.register(create_account, name="create_account")  # another step: see docs/operations.md
     resonate.with_dependency(Stores(reference, record))
 
 
 def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
-    """Run the workflow, resume it, or get its result: one uuid has one promise, `create-account-<uuid>`."""
+    """Start the workflow, resume it, or get its saved result: one uuid has one promise, `create-account-<uuid>`."""
     return resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)

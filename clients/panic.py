@@ -1,24 +1,24 @@
-"""The exception that stops a workflow for good.
+"""What the TypeScript SDK's context has and the Python SDK has not: `panic_if`, and `saved` for a workflow that is a generator.
 
-The SDK stores an exception under the name of its module. So this name must not change, and it must not depend on how
-the program was started: in create_account.py it would be `__main__.Panic`.
+The SDK stores an exception under the name of its module. So `Panic` stays here: in create_account.py its name would depend
+on how the program was started.
 """
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resonate.error import ResonateError
 
-from clients.account import differences
 from clients.errors import HALTED
 
 if TYPE_CHECKING:
-    import tigerbeetle as tb
+    from collections.abc import Generator
 
-    from clients.stores.system_of_record import SystemOfRecord
-    from clients.stores.system_of_reference import Row, SystemOfReference
+    from resonate.context import ResonateFuture
+
+    from clients.stores.system_of_reference import Row
 
 
 def check_command(uuid: str) -> str:
@@ -43,30 +43,27 @@ class Panic(ResonateError):
         return f"PANIC: {self.condition} for uuid {self.uuid!r}: {self.conflict}. Run: {check_command(self.uuid)}"
 
 
-# -- What a step found, in words for the operator --------------------------
+class Conflict(Protocol):
+    """The part of an outcome that a panic tells."""
+
+    @property
+    def guid(self) -> str: ...
+    @property
+    def conflict(self) -> str: ...
 
 
-def lost_row(reference: SystemOfReference, existing_guids: list[str]) -> str:
-    return f"{reference.name} has no row for this uuid, but TigerBeetle holds {listed(existing_guids)}"
+def panic_if(condition: bool, name: str, uuid: str, outcome: Conflict) -> None:  # noqa: FBT001 - as in TypeScript
+    """Stop the workflow for good if the condition holds: an operator must decide."""
+    if condition:
+        raise Panic(name, uuid, outcome.guid, outcome.conflict)
 
 
-async def other_rows(reference: SystemOfReference, record: SystemOfRecord, rows: list[Row]) -> str:
-    """Name the rows, and say whether TigerBeetle holds their accounts."""
-    staged = []
-    for uuid, guid in rows:
-        holds = "holds" if await record.lookup(guid) else "does not hold"
-        staged.append(f"uuid {uuid!r} with guid {guid}, which TigerBeetle {holds}")
-    return f"{reference.name} stages {' and '.join(staged)}"
+def saved[T](step: ResonateFuture[T]) -> Generator[Any, Any, T]:
+    """Wait for the saved result of a step: `yield from saved(ctx.run(...))`. In an `async def` it is `await ctx.run(...)`."""
+    return step.__await__()
 
 
-def not_staged(reference: SystemOfReference, existing_guids: list[str], rows: list[Row], guid: str) -> str:
-    stages = "stages" if any(staged == guid for _, staged in rows) else "no longer stages"
-    return f"{reference.name} {stages} guid {guid}, and TigerBeetle holds {listed(existing_guids)}"
-
-
-def other_account(existing: tb.Account, uuid: str) -> str:
-    return f"TigerBeetle's account {existing.id} has {', '.join(differences(existing, uuid))}"
-
-
-def listed(guids: list[str]) -> str:
-    return ", ".join(guids) or "no account"
+def found(reference: str, rows: list[Row], accounts: list[str]) -> str:
+    """Say what a step found: the rows that have the uuid or the guid, and the guids of the uuid's accounts."""
+    staged = " and ".join(f"uuid {uuid!r} with guid {guid}" for uuid, guid in rows) or "neither this uuid nor this guid"
+    return f"{reference} stages {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'}"

@@ -16,19 +16,23 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from clients.account import promise_id
 from clients.command.console import print_diagnostic, print_result
-from clients.errors import Halted
+from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.promises.reading import EXISTING
-from create_account import DEADLINE, create_account
+from create_account import DEADLINE, Stores, create_account
 from operations.opening import connect
 from operations.reading import read_state, with_readers
 
 if TYPE_CHECKING:
+    import tigerbeetle as tb
+
+    from clients.outages import Outages
     from clients.settings import Settings
+    from clients.stores.system_of_record import SystemOfRecord
     from operations.verdict import AccountState
 
 # -- The decision ----------------------------------------------------------
@@ -101,6 +105,27 @@ def rerun(uuid: str) -> str:
     return f"python create_account.py -- {shlex.quote(uuid)}"
 
 
+class ExistingAccounts:
+    """The System of Record for an adoption of an account that exists: it creates no account."""
+
+    def __init__(self, record: SystemOfRecord, outages: Outages) -> None:
+        self._record = record
+        self._outages = outages
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._record, name)
+
+    async def create(self, account: tb.Account) -> tb.Account:
+        async def existing() -> tb.Account:
+            if found := await self._record.lookup(str(account.id)):
+                return found
+            raise Unavailable(
+                f"TigerBeetle no longer holds account {account.id}; it was not created again: run adopt again"
+            )
+
+        return await self._outages.keep_pending(f"account {account.id}", existing)
+
+
 async def run(uuid: str, settings: Settings, *, again: bool) -> int:
     state = await read(uuid, settings)
     try:
@@ -132,7 +157,9 @@ async def read(uuid: str, settings: Settings) -> AccountState:
 async def carry_out(attempt: Attempt, settings: Settings) -> None:
     """Run or resume the attempt. Raises its `Panic`."""
     async with connect(settings) as (resonate, clients):
-        clients.record.creates = not attempt.existing
+        if attempt.existing:
+            existing = cast("SystemOfRecord", ExistingAccounts(clients.record, clients.outages))
+            resonate.with_dependency(Stores(clients.reference, existing))
         start = resonate.options(timeout=DEADLINE, target=EXISTING if attempt.existing else OPERATORS).run
         settling = clients.settled(attempt.id, lambda: start(attempt.id, create_account, *attempt.arguments))
         await (await clients.outages.result_or_raise(settling)).result()

@@ -157,6 +157,7 @@ def watch() -> None:
 
     from clients.stores.system_of_record import SystemOfRecord
     from clients.stores.system_of_reference import SystemOfReference
+    from operations.adopt import ExistingAccounts
 
     set_limits()
     check_points(POINTS)
@@ -173,6 +174,7 @@ def watch() -> None:
     tb.id = generate
     wrap(SystemOfReference, "stage", lambda *_: "write 2")
     wrap(SystemOfRecord, "create", lambda *_: "write 3")
+    wrap(ExistingAccounts, "create", lambda *_: "write 3")
 
     watch_promises(batches=False)
 

@@ -152,9 +152,9 @@ def during(work: Callable[[], object], begun: Callable[[], bool], fault: Callabl
 
 def test_the_two_servers_of_the_compose_file_keep_the_accounts(shell: Callable[[str], Shell], tmp_path: Path) -> None:
     one_host = shell("docker-compose.yml")
-    guid = guid_of(printed := one_host(commands_of("servers")), "user-789")
+    guid = guid_of(printed := one_host(commands_of("servers") + commands_of("worker")), "user-789")
     assert "create-account-user-7:3" in printed
-    one_host("docker compose up -d --wait")  # README's last command removed the containers, not the volumes
+    one_host("docker compose up -d --wait")  # the last command removed the containers, not the volumes
     one_host.env |= {"TB_ADDRESS": "127.0.0.1:3000", "RESONATE_URL": "http://127.0.0.1:8001"}
     assert guid_of(one_host("uv run create_account.py user-789"), "user-789") == guid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import pytest
 
 import create_account
 from clients import settings
-from clients.errors import HALTED
 from clients.settings import VARIABLES
 
 from .conftest import HANG_S, ROOT, ServerWorld, needs, tigerbeetle_server
@@ -23,12 +23,15 @@ from .conftest import HANG_S, ROOT, ServerWorld, needs, tigerbeetle_server
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-#: A block of commands: its kind, the commands, and the output that follows, if it is shown.
-BLOCKS = re.findall(r"```sh ?([^\n]*)\n(.*?)```\n(?:\n```text\n(.*?)```)?", README, re.DOTALL)
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def blocks(kind: str, document: str = README) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
 
 
 def commands_of(kind: str) -> str:
-    return "".join(commands for block, commands, _ in BLOCKS if block == kind)
+    return "".join(block for document in (README, OPERATIONS) for block in blocks(f"sh {kind}", document))
 
 
 def runnable(commands: str) -> str:
@@ -47,10 +50,13 @@ def comparable(text: str) -> str:
     return re.sub(r"\d{30,}", "<guid>", "\n".join(lines))
 
 
-@pytest.mark.parametrize(("commands", "output"), [block[1:] for block in BLOCKS if block[0] == "" and block[2]])
-def test_the_commands_print_what_is_shown(tmp_path: Path, commands: str, output: str) -> None:
+@pytest.mark.parametrize("block", blocks("console"))
+def test_the_commands_print_what_is_shown(tmp_path: Path, block: str) -> None:
+    """A line that begins with `$` is a command. Its output follows."""
+    commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+    script = "".join(f"echo {shlex.quote('$ ' + command)}\n{runnable(command)}\n" for command in commands)
     done = subprocess.run(
-        ["bash", "-c", f"{runnable(commands)}\nexit"],
+        ["bash", "-c", f"{script}exit"],
         env=environ() | {"DATA_DIR": str(tmp_path / "data")},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -58,7 +64,7 @@ def test_the_commands_print_what_is_shown(tmp_path: Path, commands: str, output:
         text=True,
         check=False,
     )
-    assert comparable(done.stdout) == comparable(output)
+    assert comparable(done.stdout) == comparable(block)
 
 
 def test_the_application_prints_what_is_shown(tmp_path: Path) -> None:
@@ -66,6 +72,54 @@ def test_the_application_prints_what_is_shown(tmp_path: Path) -> None:
     env = environ() | {"DATA_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert done.stdout == output, done.stderr
+
+
+def test_the_listed_files_are_those_that_the_example_imports() -> None:
+    """Nothing of the SDK that is not public, no command, no batch: at most 12 files and 1,300 lines."""
+    program = (
+        "import create_account, sys; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ(), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = {Path(file) for file in done.stdout.split()}
+    ours = {str(file.relative_to(ROOT)) for file in imported if file.is_relative_to(ROOT) and ".venv" not in file.parts}
+    [listed] = blocks("text files")
+    assert sorted(ours) == sorted(listed.split())
+    assert len(ours) <= 12
+    sources = {file: (ROOT / file).read_text() for file in ours}
+    assert sum(len(source.splitlines()) for source in sources.values()) <= 1_300
+    for file, source in sources.items():
+        private = re.findall(r"\bresonate[\w.]*\._\w+|from resonate[\w.]* import _", source)
+        assert not private, file
+
+
+def test_the_listed_files_are_enough_for_an_own_resonate_object(tmp_path: Path) -> None:
+    needs("tigerbeetle")
+    needs("resonate")
+    [listed], [program] = blocks("text files"), blocks("python own-resonate")
+    for file in listed.split():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
+    with world.stack:
+        world.env["TB_ADDRESS"] = world.stack.enter_context(tigerbeetle_server(tmp_path))
+        world.start_resonate()
+        env = environ() | world.env | {"PYTHONPATH": ""}
+        guids = []
+        for _ in range(2):  # the second one returns the saved result
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                cwd=tmp_path,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=HANG_S,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            guids += done.stdout.split()
+        assert [*world.accounts("user-123"), *world.rows("user-123")] == guids
 
 
 @pytest.mark.deep
@@ -82,7 +136,7 @@ def test_the_commands_for_the_servers_create_their_accounts(tmp_path: Path) -> N
     """tests/test_containers.py runs them as they are. Here the servers are those on PATH, and no container runs."""
     needs("tigerbeetle")
     needs("resonate")
-    commands = commands_of("servers")
+    commands = commands_of("servers") + commands_of("worker")
     world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
     with world.stack:
         world.env["TB_ADDRESS"] = world.stack.enter_context(tigerbeetle_server(tmp_path))
@@ -115,15 +169,13 @@ def test_the_commands_for_the_servers_create_their_accounts(tmp_path: Path) -> N
 
 
 def test_the_workflow_is_the_one_that_is_shown() -> None:
-    [shown] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    [shown] = blocks("python")
     assert textwrap.indent(shown, "    ").rstrip() in inspect.getsource(create_account.create_account)
 
 
 def test_every_setting_is_explained() -> None:
     for variable in re.findall(r'env(?:\.get\(|\[)"(\w+)"', inspect.getsource(settings.Settings)):
         assert f"`{variable}`" in README
-    for status in (0, 1, 2, HALTED, 130):
-        assert f"\n| {status} |" in README
 
 
 def prose(document: Path) -> str:

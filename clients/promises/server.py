@@ -134,6 +134,12 @@ class Requests(HttpConnection):
         self._reported_tasks: set[str] = set()
         self.unexecutable: dict[str, ResonateError] = {}
 
+    async def open(self) -> None:
+        """The SDK connects with the first request."""
+
+    async def close(self) -> None:
+        """The SDK has closed the connection."""
+
     @property
     def busy(self) -> bool:
         """Whether a workflow runs in this process."""

@@ -47,7 +47,6 @@ class SystemOfRecord:
         self._client: Ledger | None = None
         self._creating = Batcher(self._create_batch)
         self._create_max = CREATE_MAX
-        self.creates = True  # False: an adoption uses it, of an account that must exist
         self._answers = 0
 
     async def open(self) -> Self:
@@ -68,8 +67,7 @@ class SystemOfRecord:
         Accounts in flight share a request. Raises ValueError if TigerBeetle rejects the account.
         """
         tb.CAccount.from_param(account)  # an account that cannot be encoded fails here, before it joins a batch
-        ask = self._creating.ask if self.creates else self._exists
-        status = await self._outages.keep_pending(self._store, lambda: ask(account))
+        status = await self._outages.keep_pending(self._store, lambda: self._creating.ask(account))
         if status == tb.CreateAccountStatus.CREATED:
             return None
         # The account that is there decides, not the status: a transfer can have closed it, which changes its flags.
@@ -77,13 +75,6 @@ class SystemOfRecord:
         if existing is None:
             raise ValueError(f"TigerBeetle rejected the account {account.id}: {status!r}")
         return existing
-
-    async def _exists(self, account: tb.Account) -> tb.CreateAccountStatus:
-        if await self.lookup(str(account.id)) is None:
-            raise Unavailable(
-                f"{self._store} no longer holds account {account.id}; it was not created again: run adopt again"
-            )
-        return tb.CreateAccountStatus.EXISTS
 
     async def create_many(self, accounts: list[tb.Account]) -> list[tb.CreateAccountStatus]:
         """Create the accounts and return their statuses."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from clients.errors import NoAnswer, Unavailable
 from clients.outages import Outages
-from clients.stores.form import EXISTS, check_form
 from clients.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -97,6 +96,28 @@ class SystemOfReference(ABC):
     async def _page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]: ...
 
 
+# -- The form of the table -------------------------------------------------
+
+# What this program relies on, and nothing else: other columns and other indexes do not matter. An index that refuses a row
+# is found when it does, and loses nothing.
+
+#: The part of a form that says that there is a table at all.
+EXISTS = "a table"
+
+
+def check_form(store: str, table: str, found: set[str], form: set[str], action: str) -> None:
+    """Raise `Unavailable`, in one line that says what differs, if a table lacks a part of the form."""
+    if EXISTS not in found:
+        raise Unavailable(
+            f"{store} has no table {table} (expected only if no account was ever requested here); {action} and run again"
+        )
+    if lacking := sorted(form - found):
+        problems = [f"lacks {part}" for part in lacking] + [f"has {part}" for part in sorted(found - form)]
+        raise Unavailable(
+            f"{store}: the table {table} is not this program's: it {' and '.join(problems)}; {action} and run again"
+        )
+
+
 #: The columns of SQLite's table and its unique keys. With other ones, a row could be missing for a read and exist for a
 #: write, or a guid could be rounded to a float.
 SQLITE_FORM = {EXISTS, "column uuid TEXT", "column guid TEXT", "unique (uuid)", "unique (guid)"}
@@ -113,6 +134,9 @@ def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
         keys = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,)).fetchall()
         found |= {f"unique ({name})" for name, order in keys if len(keys) == 1 and order == "BINARY" and not partial}
     check_form(str(path), "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
+
+
+# -- SQLite ----------------------------------------------------------------
 
 
 class SqliteReference(SystemOfReference):

@@ -32,7 +32,7 @@ def test_steps_say_what_each_step_did_and_whether_its_result_was_saved_before(wo
 def test_steps_of_a_panic_say_what_the_step_found(embedded_world: World, user: str) -> None:
     stage(embedded_world, user, "17")
     assert steps(embedded_world, user)[1] == (
-        f"step 2, stage_account: exists_diff: SQLite stages uuid '{user}' with guid 17, which TigerBeetle does not hold"
+        f"step 2, stage_account: exists_diff: SQLite stages uuid '{user}' with guid 17, and TigerBeetle holds no account"
         " (ran now)"
     )
 
