@@ -88,7 +88,8 @@ class Clients:
         """Start or resume the workflow of a promise, wait until it is settled, and return its handle.
 
         The SDK waits for a message, without a limit. A message can be lost, and so can the lease of a process that was
-        paused or died. So this looks at the promise regularly, and starts the workflow again if nobody runs it.
+        paused or died. So this looks at the promise regularly, and starts the workflow again if nobody runs it. Which faults
+        make this necessary: docs/workarounds.md.
 
         Raises `Unexecutable`, `StillLeased`, and `Unavailable` if the promise is lost.
         """

@@ -1,6 +1,7 @@
 """The embedded promises, for testing only: the SDK's in-process engine, made durable in an SQLite file.
 
-One process at a time may use them. A Resonate server replaces them: set RESONATE_URL.
+One process at a time may use them. A Resonate server replaces them: set RESONATE_URL. What works around a fault of the
+engine: docs/workarounds.md.
 """
 
 from __future__ import annotations
