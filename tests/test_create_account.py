@@ -217,7 +217,7 @@ def test_resolved_promise_without_an_account_halts(world: World, user: str) -> N
     run = world.run(user)
     assert (run.status, run.out, run.steps) == (98, "", [])
     assert guid in run.err
-    assert "TigerBeetle holds no account" in run.err
+    assert f"TigerBeetle does not hold its account {guid}" in run.err
 
 
 def test_panic_has_all_its_fields_in_another_process(world: World, user: str) -> None:
