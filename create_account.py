@@ -4,7 +4,7 @@
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 """
 
-if __name__ == "__main__":  # Skip this. It starts the command before the slow imports, and does not return.
+if __name__ == "__main__":  # Skip this: it starts the command, and does not return.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
@@ -12,7 +12,7 @@ if __name__ == "__main__":  # Skip this. It starts the command before the slow i
 import types
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tigerbeetle as tb
 from resonate.context import Context
@@ -27,11 +27,11 @@ from clients.stores.system_of_reference import SystemOfReference
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine  # A generator, as in TypeScript. With `async def` and `await ctx.run(...)` it does the same.
+@types.coroutine  # `async def` with `await ctx.run(...)` works as well.
 def create_account(ctx: Context, uuid: str) -> Any:
     """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
     ctx = ctx.options(timeout=DEADLINE)
-    reference = ctx.get_dependency(Stores).reference
+    reference, _ = ctx.get_dependency(Stores)
 
     guid = yield from saved(ctx.run(generate_guid, uuid))
 
@@ -59,12 +59,12 @@ class Outcome:
     """The result of step 2 or 3, which Resonate saves."""
 
     type: Literal[
-        "created",  # step 2 wrote the row, step 3 created the account
-        "exists_same",  # the same row, or the same account, is there
-        "exists_diff",  # another row has this uuid or this guid, or an account with this guid has different fields
-        "ordering_violated",  # the row is not there, or an account with another guid
+        "created",  # step 2 wrote the row; step 3 created the account
+        "exists_same",  # the same row is there; the same account is there
+        "exists_diff",  # another row has this uuid or this guid; an account with this guid has different fields
+        "ordering_violated",  # no row, but the uuid has an account; no such row, or the uuid has another account
     ]
-    guid: str  # the guid that the step was given; docs/typescript.md says why the next step takes it from here
+    guid: str  # of this step's run: in rare cases, another process has saved this result, with its own guid
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -73,44 +73,44 @@ class Outcome:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the workflow runs under another uuid's id
+    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the promise's id is that of another uuid
     return str(tb.id())
 
 
 async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: write the row in the System of Reference."""
-    stores = ctx.get_dependency(Stores)
+    reference, record = ctx.get_dependency(Stores)
 
-    # Read first: the guids of the uuid's accounts, and the rows that have this uuid or this guid.
-    accounts = await stores.record.guids_of(uuid)
-    rows = await stores.reference.rows_of(uuid, guid)
+    # Read first. If there is an account without a row, its row was lost. A new row would lead to a second account.
+    accounts = await record.guids_of(uuid)
+    rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
-    if other_accounts and not rows:  # that account's row was lost; another row would lead to a second account
-        return Outcome("ordering_violated", guid, describe(stores.reference.name, rows, accounts))
+    if other_accounts and not rows:
+        return Outcome("ordering_violated", guid, describe(reference.name, rows, accounts))
 
     # Write. If rows have this uuid or this guid, this writes nothing and returns them.
-    existing_rows = await stores.reference.stage(uuid, guid)
+    existing_rows = await reference.stage(uuid, guid)
 
     if not existing_rows:
         return Outcome("created", guid)
     if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, describe(stores.reference.name, existing_rows, accounts))
+    return Outcome("exists_diff", guid, describe(reference.name, existing_rows, accounts))
 
 
 async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 3: create the account in the System of Record."""
-    stores = ctx.get_dependency(Stores)
+    reference, record = ctx.get_dependency(Stores)
 
     # Read first, again: a store may have been lost or restored since step 2.
-    accounts = await stores.record.guids_of(uuid)
-    rows = await stores.reference.rows_of(uuid, guid)
+    accounts = await record.guids_of(uuid)
+    rows = await reference.rows_of(uuid, guid)
     other_accounts = set(accounts) - {guid}
     if other_accounts or rows != [(uuid, guid)]:
-        return Outcome("ordering_violated", guid, describe(stores.reference.name, rows, accounts))
+        return Outcome("ordering_violated", guid, describe(reference.name, rows, accounts))
 
     # Write last. If an account has this guid, this creates nothing and returns that account.
-    existing_account = await stores.record.create(account_of(uuid, guid))
+    existing_account = await record.create(account_of(uuid, guid))
 
     if existing_account is None:
         return Outcome("created", guid)
@@ -123,8 +123,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 # -- Register, inject, run -------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stores:
+class Stores(NamedTuple):
     """The two stores. Each step gets them from its context."""
 
     reference: SystemOfReference
@@ -134,13 +133,13 @@ class Stores:
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`: by default, the SDK retries a failed step for decades. During an outage,
-    the stores' methods wait by themselves. If you add a step, see docs/operations.md, 'Changing the steps'.
+    Create `Resonate` with `retry_policy=Never()`: during an outage, the stores' methods wait by themselves, and any other
+    failed step would be retried for decades. If you add a step, see docs/operations.md, 'Changing the steps'.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))
 
 
 def start(resonate: Resonate, uuid: str) -> ResonateHandle[Any]:
-    """Start the workflow, resume it, or get its saved result: one uuid has one promise, `create-account-<uuid>`."""
+    """Start the workflow, resume it, or get its saved result. Its id is `create-account-<uuid>`."""
     return resonate.options(timeout=DEADLINE).run(promise_id(uuid), create_account, uuid)

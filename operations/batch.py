@@ -100,8 +100,7 @@ def generate_guids(ctx: Context, count: int) -> list[str]:
 
 async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
     """Write the rows."""
-    stores = ctx.get_dependency(Stores)
-    reference, record = stores.reference, stores.record
+    reference, record = ctx.get_dependency(Stores)
 
     # Read first, as in the single step. The time of the newest account is read before the accounts, so that the next
     # step only needs to look for accounts that are newer.
@@ -117,8 +116,7 @@ async def stage(ctx: Context, accounts: dict[str, str]) -> Written:
 
 async def commit(ctx: Context, accounts: dict[str, str], newest: int) -> Written:
     """Create the accounts."""
-    stores = ctx.get_dependency(Stores)
-    reference, record = stores.reference, stores.record
+    reference, record = ctx.get_dependency(Stores)
 
     # Read first, and commit only with the row, as in the single step.
     existing = await record.guids_of_many(list(accounts), newer_than=newest)

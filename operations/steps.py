@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.account import check_request, id_of, uuid_of
 from clients.panic import Panic
-from create_account import Outcome, commit_account, generate_guid, stage_account
+from create_account import Outcome, Stores, commit_account, generate_guid, stage_account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,8 @@ class _Context:
         return self
 
     def get_dependency(self, _: type) -> Any:
-        return SimpleNamespace(reference=SimpleNamespace(name="SQLite"))
+        store: Any = SimpleNamespace(name="SQLite")
+        return Stores(store, store)
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
         assert len(self.steps) < STEPS_MAX

@@ -290,7 +290,7 @@ class Context:
         if kind is Claims:
             return Claims(Resonate(Program()), None)  # type: ignore[arg-type]
         assert kind.__name__ == "Stores"
-        return SimpleNamespace(reference=Reference(), record=Record())
+        return kind(Reference(), Record())
 
     async def run(self, step: Any, *arguments: Any) -> Any:
         assert self.timeout == real.DEADLINE, "a step without the deadline"

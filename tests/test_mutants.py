@@ -24,7 +24,7 @@ EXPLORED = {
     "the two writes are swapped": (
         "ctx.run(stage_account", "ctx.run(commit_account", set(), FALSE_PANIC,
     ),
-    "the stage step writes no row": ("await stores.reference.stage(uuid, guid)", "rows", set(), FALSE_PANIC),
+    "the stage step writes no row": ("await reference.stage(uuid, guid)", "rows", set(), FALSE_PANIC),
     "a written row is a conflict": (
         'if not existing_rows:\n        return Outcome("created", guid)', 'if not existing_rows:\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
@@ -40,7 +40,7 @@ EXPLORED = {
         "if other_accounts or rows", "if accounts or rows", set(), FALSE_PANIC,
     ),
     "the commit step creates nothing": (
-        "existing_account = await stores.record.create(account_of(uuid, guid))", "existing_account = None",
+        "existing_account = await record.create(account_of(uuid, guid))", "existing_account = None",
         set(), NO_ACCOUNT,
     ),
     "the owner is left out": (
