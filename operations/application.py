@@ -73,7 +73,8 @@ class Accounts:
         Raises `Halted` if the uuid has several accounts.
         """
         self._check_open()
-        guids = await self._clients.outages.result_or_raise(self._clients.record.guids_of(uuid))
+        asking = self._clients.record.guids_of(uuid)
+        guids = await self._clients.outages.result_or_raise(asking, timeout_s=limits.ANSWER_TIMEOUT_S + MARGIN_S)
         if len(guids) > 1:
             raise Halted(
                 f"CONFLICT: TigerBeetle holds {', '.join(guids)} for uuid {uuid!r}. Run: {check_command(uuid)}"
@@ -88,8 +89,11 @@ class Accounts:
         await asyncio.gather(*self._creating.values(), return_exceptions=True)
 
     async def _create(self, uuid: str) -> str:
+        """Create the account when it is its turn. An outage also ends the wait for that."""
+        return await self._clients.outages.result_or_raise(self._create_in_turn(uuid))
+
+    async def _create_in_turn(self, uuid: str) -> str:
         async with self._in_flight:
-            self._check_open()
             guid, _ = await self._clients.outages.result_or_raise(
                 create(uuid, self._clients.resonate, self._clients),
                 timeout_s=limits.ANSWER_TIMEOUT_S + server.LEASE.total_seconds() + MARGIN_S,
