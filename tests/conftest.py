@@ -105,6 +105,37 @@ def tigerbeetle_replica(directory: Path, port: int, *, development: bool = True)
         yield process
 
 
+@dataclass
+class Replica:
+    """A TigerBeetle that only one test uses. It can be paused, killed and started again."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes] = field(init=False)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, directory: Path) -> Iterator[Replica]:
+        needs("tigerbeetle")
+        format_ledger(directory)
+        replica = cls(directory, free_port())
+        with replica.stack:
+            replica.start()
+            yield replica
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = self.stack.enter_context(tigerbeetle_replica(self.directory, self.port))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 def answers(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
@@ -361,6 +392,10 @@ class ServerWorld(World):
         self.promises.mkdir()
         self.env["RESONATE_URL"] = f"http://127.0.0.1:{self.port}"
         self.restart_resonate()
+
+    def kill_resonate(self) -> None:
+        self.resonate.kill()
+        self.resonate.wait()
 
     def restart_resonate(self) -> None:
         self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port, self.redelivery_ms))

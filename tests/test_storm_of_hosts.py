@@ -106,8 +106,7 @@ def test_accounts_survive_kills_of_workers_and_servers(world: PostgresServerWorl
         wait_for(0.4)
         hosts.kill(1)
         wait_for(0.5)
-        world.resonate.kill()
-        world.resonate.wait()
+        world.kill_resonate()
         world.restart_resonate()
         for share, number in ((0.6, 2), (0.7, 0), (0.8, 1)):
             wait_for(share)

@@ -157,61 +157,6 @@ def test_unavailable_server_ends_the_run_with_one_line(
     assert_resumes(postgres_world, user, ["1", "2", "3"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT], ids=["immediate", "fast"])
-def test_run_continues_after_a_restart_of_the_server(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str, number: signal.Signals
-) -> None:
-    with postgres_world.paused_at(user, "before write 2") as process:
-        own_postgres.stop(number)
-        own_postgres.start()
-    run = postgres_world.finish(process)
-    assert run.status == 0, run.err
-    assert postgres_world.rows(user) == postgres_world.accounts(user) == [run.guid]
-
-
-def test_run_waits_for_a_stopped_server(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
-    with postgres_world.paused_at(user, "before write 2") as process:
-        own_postgres.stop(signal.SIGQUIT)
-    own_postgres.start()
-    assert postgres_world.finish(process).status == 0
-
-
-def test_run_gives_up_a_stopped_server_and_resumes_later(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
-    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
-        own_postgres.stop(signal.SIGQUIT)
-    assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1")
-    own_postgres.start()
-    assert_resumes(postgres_world, user, ["2", "3"])
-
-
-def test_run_gives_up_a_frozen_server_and_resumes_later(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
-    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
-        frozen = own_postgres.frozen()
-        frozen.__enter__()
-    try:
-        assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1", "no answer in time")
-    finally:
-        frozen.__exit__(None, None, None)
-    assert_resumes(postgres_world, user, ["2", "3"])
-
-
-def test_run_gives_up_a_server_that_became_read_only_and_resumes_later(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
-    """Reads of open connections still succeed; a new connection is refused."""
-    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
-        own_postgres.configure(default_transaction_read_only="on")
-    assert_gave_up(postgres_world.finish(process), "accepts no writes")
-    own_postgres.configure(default_transaction_read_only=None)
-    assert_resumes(postgres_world, user, ["2", "3"])
-
-
 def test_run_waits_for_a_server_that_is_starting(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
@@ -236,17 +181,6 @@ def test_role_without_the_right_to_write_ends_the_run_and_a_rerun_resumes(
     assert_resumes(postgres_world, user, ["2", "3"])
 
 
-def test_full_disk_ends_the_run_and_a_rerun_resumes(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
-) -> None:
-    """A trigger raises the error of a full disk. Reads work."""
-    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
-    postgres_world.run(f"{user}-first")
-    with postgres.full_disk(database):
-        assert_gave_up(postgres_world.run(user), "No space left on device", "free some disk space on the server")
-    assert_resumes(postgres_world, user, ["2", "3"])
-
-
 def test_run_continues_after_its_statement_was_killed(
     postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
 ) -> None:
@@ -262,22 +196,6 @@ def test_run_continues_after_its_statement_was_killed(
     locked.__exit__(None, None, None)
     run = postgres_world.finish(process)
     assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
-
-
-def test_run_gives_up_a_locked_table_and_resumes_later(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
-    """The server ends the statement by itself, also after the run has ended."""
-    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
-        locked = own_postgres.locked(database)
-        locked.__enter__()
-    assert_gave_up(postgres_world.finish(process), "PostgreSQL at 127.0.0.1")
-    wait_until(lambda: own_postgres.execute(waiting) == [])
-    assert postgres_world.rows(user) == []
-    locked.__exit__(None, None, None)
-    assert_resumes(postgres_world, user, ["2", "3"])
 
 
 def test_lost_answer_of_a_commit_is_settled_by_reading(

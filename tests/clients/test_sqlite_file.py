@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import World, locked, quick_only
-from .commands import COMMAND, SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
+from ..conftest import World, quick_only
+from .commands import COMMAND, assert_gave_up, assert_resumes, assert_unavailable, command
 
 FILES = ["accounts.db", "promises.db", "ledger.db"]
 
@@ -54,39 +54,6 @@ def test_accounts_table_with_other_columns_is_refused(embedded_world: World) -> 
     with closing(sqlite3.connect(embedded_world.directory / "accounts.db")) as db:
         db.execute("CREATE TABLE accounts (name TEXT)")
     assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "."}), "accounts.db", "uuid")
-
-
-STORES = pytest.mark.parametrize(
-    ("file", "point", "remaining_steps"),
-    [("accounts.db", "before write 2", ["2", "3"]), ("ledger.db", "before write 3", ["3"])],
-    ids=["accounts.db", "ledger.db"],
-)
-
-
-@STORES
-def test_run_waits_for_a_locked_file(
-    embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
-) -> None:
-    with contextlib.ExitStack() as stack:
-        with embedded_world.paused_at(user, point) as process:
-            stack.enter_context(locked(embedded_world.data / file))
-        # The lock is released after the run has met it.
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
-    assert embedded_world.finish(process).status == 0
-
-
-@STORES
-@pytest.mark.slow
-def test_run_ends_if_a_file_stays_locked_and_a_rerun_resumes(
-    embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
-) -> None:
-    with contextlib.ExitStack() as stack:
-        with embedded_world.paused_at(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
-            stack.enter_context(locked(embedded_world.data / file))
-        run = embedded_world.finish(process)
-        assert (run.status, run.out) == (1, "")
-    assert_resumes(embedded_world, user, remaining_steps)
 
 
 @pytest.mark.slow

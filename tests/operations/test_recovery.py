@@ -77,8 +77,7 @@ class Files:
     @contextlib.contextmanager
     def _stopped(self, store: str) -> Iterator[None]:
         if store == "promises" and isinstance(self.world, ServerWorld):
-            self.world.resonate.kill()
-            self.world.resonate.wait()
+            self.world.kill_resonate()
             yield
             self.world.restart_resonate()
         elif store == "TigerBeetle" and self.tigerbeetle:

@@ -1,0 +1,241 @@
+"""A store or a server is away. A run waits, or gives up and its rerun resumes; a worker waits. No promise is settled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager as Context
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .clients.commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes
+from .conftest import PostgresServerWorld, Replica, ServerWorld, World, locked, numbered, paused, wait_until
+from .operations.test_worker import Worker, assert_exist, caller, results, start, worker
+from .postgres import PASSWORD, Postgres
+
+
+@dataclass
+class Scene:
+    """A world, and the servers that only this test uses."""
+
+    world: World
+    postgres: Postgres = field(init=False)
+    replica: Replica = field(init=False)
+    worker: Worker = field(init=False)
+
+    @property
+    def resonate(self) -> ServerWorld:
+        assert isinstance(self.world, ServerWorld)
+        return self.world
+
+    def locked(self, file: str) -> Context[None]:
+        return locked(self.world.data / file)
+
+    @contextlib.contextmanager
+    def full_disk_of_the_worker(self) -> Iterator[None]:
+        """Limit the size of the worker's files."""
+        pid, no_limit = self.worker.process.pid, resource.RLIM_INFINITY
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, no_limit))
+        yield
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (no_limit, no_limit))
+
+    @contextlib.contextmanager
+    def tigerbeetle_killed(self) -> Iterator[None]:
+        self.replica.kill()
+        yield
+        self.replica.start()
+
+    @contextlib.contextmanager
+    def resonate_killed(self) -> Iterator[None]:
+        self.resonate.kill_resonate()
+        yield
+        self.resonate.restart_resonate()
+
+    @contextlib.contextmanager
+    def postgres_stopped(self, number: signal.Signals) -> Iterator[None]:
+        self.postgres.stop(number)
+        yield
+        self.postgres.start()
+
+    @contextlib.contextmanager
+    def postgres_read_only(self) -> Iterator[None]:
+        """Reads of open connections still succeed; a new connection is refused."""
+        self.postgres.configure(default_transaction_read_only="on")
+        yield
+        self.postgres.configure(default_transaction_read_only=None)
+
+    @contextlib.contextmanager
+    def table_locked(self) -> Iterator[None]:
+        """The server ends the statement by itself, also after the run has ended."""
+        with self.postgres.locked(self.database):
+            yield
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            wait_until(lambda: self.postgres.execute(waiting) == [])
+            assert self.world.sql("SELECT * FROM accounts") == []
+
+    @property
+    def database(self) -> str:
+        return self.world.env["REFERENCE_URL"].rpartition("/")[2]
+
+
+@dataclass
+class Away:
+    """An outage, and words of the line about it.
+
+    `points`: where a run meets it, and the steps that a rerun repeats if the run gave up there.
+    """
+
+    store: str
+    outage: Callable[[Scene], Context[Any]]
+    words: str
+    points: dict[str, str]
+    run_waits: bool = True  # a run waits until the outage ends; else it gives up at once, or waits for the server
+    worker_waits: bool = True
+
+
+STAGE = {"before write 2": "23"}
+NO_ANSWER = "did not answer within"
+AT_EACH_POINT = {
+    "before create 2": "23",
+    "before write 2": "3",
+    "before write 3": "3",
+    "after write 3": "",
+    "before settle the promise": "",
+}
+POINTS_OF_RESONATE = {
+    "before create 1": "123",
+    "before write 3": "3",
+    "after write 3": "3",
+    "before settle the promise": "",
+}
+
+AWAY = {
+    "SQLite is locked": Away("accounts.db", lambda at: at.locked("accounts.db"), "is locked by another process", STAGE),
+    "the embedded ledger is locked": Away(
+        "ledger", lambda at: at.locked("ledger.db"), "the embedded ledger", {"before write 3": "3"}, worker_waits=False
+    ),
+    "the disk is full": Away("accounts.db", Scene.full_disk_of_the_worker, "disk I/O error", {}),
+    "TigerBeetle is down": Away("TigerBeetle", Scene.tigerbeetle_killed, NO_ANSWER, AT_EACH_POINT, worker_waits=False),
+    "TigerBeetle is paused": Away("TigerBeetle", lambda at: paused(at.replica.process), NO_ANSWER, {"before write 3": "3"}),
+    "Resonate is down": Away("Resonate", Scene.resonate_killed, NO_ANSWER, POINTS_OF_RESONATE, worker_waits=False),
+    "Resonate is paused": Away("Resonate", lambda at: paused(at.resonate.resonate), NO_ANSWER, {"before write 3": "3"}),
+    "PostgreSQL is down": Away("PostgreSQL", lambda at: at.postgres_stopped(signal.SIGQUIT), "cannot reach", STAGE),
+    "PostgreSQL was stopped in order": Away(
+        "PostgreSQL", lambda at: at.postgres_stopped(signal.SIGINT), "cannot reach", STAGE, worker_waits=False
+    ),
+    "PostgreSQL is frozen": Away("PostgreSQL", lambda at: at.postgres.frozen(), "gave no answer in time", STAGE),
+    "PostgreSQL is read-only": Away("PostgreSQL", Scene.postgres_read_only, "accepts no writes", STAGE),
+    "PostgreSQL's disk is full": Away(
+        "PostgreSQL",
+        lambda at: at.postgres.full_disk(at.database),
+        "No space left on device; free some disk space on the server",
+        STAGE,
+        run_waits=False,
+    ),
+    "PostgreSQL's table is locked": Away(
+        "PostgreSQL", Scene.table_locked, "gave no answer in time", STAGE, run_waits=False, worker_waits=False
+    ),
+}  # fmt: skip
+
+
+def cases(names: list[str], *, of_runs: bool = True) -> pytest.MarkDecorator:
+    """Return the outages as parameters. With a PostgreSQL that is stopped and started, a test is deep."""
+    found = [
+        pytest.param(name, *point, marks=pytest.mark.deep if "PostgreSQL" in name else (), id=" ".join([name, *point]))
+        for name in names
+        for point in ([(point,) for point in AWAY[name].points] if of_runs else [()])
+    ]
+    return pytest.mark.parametrize("name, point" if of_runs else "name", found)
+
+
+@pytest.fixture
+def scene(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> Iterator[Scene]:
+    """The world of a run: what is away is real, everything else is embedded."""
+    env = {"DATA_DIR": str(tmp_path / "data")}
+    with contextlib.ExitStack() as stack:
+        if AWAY[name].store == "Resonate":
+            yield Scene(request.getfixturevalue("server_world"))
+        elif AWAY[name].store == "PostgreSQL":
+            scene = Scene(request.getfixturevalue("postgres_world"))
+            scene.postgres = stack.enter_context(Postgres().started())
+            scene.world.env["REFERENCE_URL"] = scene.postgres.database()
+            scene.world.run("first")  # it makes the tables
+            scene.world.sql("DELETE FROM accounts")
+            yield scene
+        elif AWAY[name].store == "TigerBeetle":
+            scene = Scene(World(tmp_path, env))
+            scene.replica = stack.enter_context(Replica.started(tmp_path))
+            scene.world.env["TB_ADDRESS"] = scene.replica.address
+            yield scene
+        else:
+            yield Scene(request.getfixturevalue("embedded_world"))
+
+
+@cases([name for name, away in AWAY.items() if away.run_waits])
+def test_run_waits_until_the_outage_ends(scene: Scene, user: str, name: str, point: str) -> None:
+    world = scene.world
+    with contextlib.ExitStack() as outage:
+        with world.paused_at(user, point) as process:
+            outage.enter_context(AWAY[name].outage(scene))
+        # It ends after the run has met it, and a paused server after the lease has expired.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3 if name == "Resonate is paused" else 0.5)
+    run = world.finish(process)
+    assert run.status == 0, run.err
+    assert world.rows(user) == world.accounts(user) == [run.guid]
+
+
+@cases(list(AWAY))
+@pytest.mark.slow
+def test_run_gives_up_and_a_rerun_resumes(scene: Scene, user: str, name: str, point: str) -> None:
+    away = AWAY[name]
+    limits = dict.fromkeys(("PATIENCE", "FIRST_ANSWER"), SHORT_TIMEOUT_S)
+    with contextlib.ExitStack() as outage:
+        with scene.world.paused_at(user, point, **limits) as process:
+            outage.enter_context(away.outage(scene))
+        run = scene.world.finish(process)
+        assert_gave_up(run, away.store, away.words)
+        assert PASSWORD not in run.err
+    assert_resumes(scene.world, user, list(away.points[point]))
+
+
+@cases([name for name, away in AWAY.items() if away.worker_waits], of_runs=False)
+def test_worker_waits_until_the_outage_ends(server_world: ServerWorld, tmp_path: Path, user: str, name: str) -> None:
+    """It prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
+    away, scene, uuids = AWAY[name], Scene(server_world), numbered(user, 20)
+    with contextlib.ExitStack() as stack:
+        if away.store == "TigerBeetle":
+            scene.replica = stack.enter_context(Replica.started(tmp_path))
+            server_world.env["TB_ADDRESS"] = scene.replica.address
+        elif away.store == "PostgreSQL":
+            scene.postgres = stack.enter_context(Postgres().started())
+            url = {"REFERENCE_URL": scene.postgres.database()}
+            scene.world = PostgresServerWorld(server_world.directory, server_world.env | url)
+        # A busy machine can be slow for a second.
+        serving = scene.worker = stack.enter_context(worker(scene.world, PATIENCE="5"))
+
+        async def main() -> dict[str, str]:
+            async with caller(scene.world) as resonate:
+                with away.outage(scene):
+                    started = [start(resonate, uuid) for uuid in uuids if away.store != "Resonate"]
+                    await asyncio.to_thread(wait_until, lambda: bool(serving.said(away.words)))
+                    cpu_s, now_s = serving.cpu_seconds(), time.monotonic()
+                    await asyncio.sleep(2)
+                    assert serving.cpu_seconds() - cpu_s < (time.monotonic() - now_s) / 2, "a busy loop"
+                    assert not any(promise.done() for promise in started)
+                return await results(started or [start(resonate, uuid) for uuid in uuids])
+
+        assert_exist(scene.world, asyncio.run(main()), uuids)
+        _, outage, end = serving.said()
+        assert [outage] == serving.said(away.words) == serving.said("this process waits until it recovers")
+        assert away.store in outage
+        assert [end] == serving.said("is available again")
+        assert PASSWORD not in serving.log.read_text()
