@@ -43,7 +43,7 @@ from .postgres import Postgres
 from .processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +64,11 @@ def wait_until(ready: Callable[[], bool]) -> None:
     while not ready():
         assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
+
+
+def completed(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, and return what it has printed."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=5 * HANG_S, check=False, **options)
 
 
 @contextlib.contextmanager

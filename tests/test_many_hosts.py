@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from clients.settings import Settings
 from clients.stores.postgres import TABLES
 
-from .conftest import ROOT, ServerWorld, needs, tigerbeetle_server
+from .conftest import ROOT, ServerWorld, completed, needs, tigerbeetle_server
 from .postgres import Postgres
 
 DOCUMENT = (ROOT / "docs" / "many-hosts.md").read_text()
@@ -40,14 +39,7 @@ def test_the_move_to_postgresql_works_as_written(tmp_path: Path, postgres: Postg
         [pending] = world.rows(f"{user}-pending")
         world.env["REFERENCE_URL"] = postgres.database()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euc", commands],
-            env=world.environ() | {"PATH": path},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = completed(["bash", "-euc", commands], env=world.environ() | {"PATH": path}, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         assert "clean; 1 accounts, 2 rows, 1 in progress" in done.stdout
         assert "create-account_reference-2: " in done.stdout
@@ -63,7 +55,7 @@ def test_passwords_are_written_once(tmp_path: Path) -> None:
     file = tmp_path / "docs" / "many-hosts" / ".env"
     file.parent.mkdir(parents=True)
     for status in (0, 1):
-        done = subprocess.run(["bash", "-c", commands], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = completed(["bash", "-c", commands], cwd=tmp_path)
         assert (done.returncode, "cannot overwrite existing file" in done.stderr) == (status, bool(status))
         if status == 0:
             passwords = file.read_text()

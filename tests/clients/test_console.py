@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from ..conftest import HANG_S, World, free_port, wait_until
+from ..conftest import HANG_S, World, completed, free_port, wait_until
 from ..processes import Process
 from .commands import COMMAND, EMBEDDED, assert_unavailable, command
 
@@ -36,44 +36,27 @@ def test_full_stdout_is_an_error_and_the_account_exists(embedded_world: World) -
     assert command(embedded_world, "u").returncode == 0
 
 
-def limited(world: World, limits: dict[int, int]) -> subprocess.CompletedProcess[str]:
-    """Run the command under these limits."""
+LIMITS = {
+    "5 open files": ({resource.RLIMIT_NOFILE: 5}, "raise the limit of open files"),
+    "8 open files": ({resource.RLIMIT_NOFILE: 8}, "raise the limit of open files"),
+    # No thread starts, because a stack is larger than the memory.
+    "threads": ({resource.RLIMIT_STACK: 2**38, resource.RLIMIT_AS: 2**36}, "cannot start a thread"),
+}
 
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limit_of_the_system_is_named(embedded_world: World, name: str) -> None:
     def limit() -> None:
-        for number, value in limits.items():
+        for number, value in LIMITS[name][0].items():
             resource.setrlimit(number, (value, value))
 
-    return subprocess.run(
-        [*COMMAND, "u"],
-        env=world.environ(),
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-
-
-def test_limit_of_open_files_is_named(embedded_world: World) -> None:
-    for files in (5, 8):
-        assert_unavailable(limited(embedded_world, {resource.RLIMIT_NOFILE: files}), "raise the limit of open files")
-
-
-def test_limit_of_threads_is_named(embedded_world: World) -> None:
-    """No thread starts, because a stack is larger than the memory."""
-    limits = {resource.RLIMIT_STACK: 2**38, resource.RLIMIT_AS: 2**36}
-    assert_unavailable(limited(embedded_world, limits), "cannot start a thread", "run again")
+    done = completed([*COMMAND, "u"], env=embedded_world.environ(), preexec_fn=limit)
+    assert_unavailable(done, LIMITS[name][1], "run again")
 
 
 def test_missing_dependency_is_named(embedded_world: World) -> None:
     """The option -S leaves out site-packages."""
-    done = subprocess.run(
-        [sys.executable, "-S", COMMAND[1], "u"],
-        env=embedded_world.environ(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed([sys.executable, "-S", COMMAND[1], "u"], env=embedded_world.environ())
     assert_unavailable(done, "not installed")
 
 
@@ -95,9 +78,26 @@ def assert_interrupted(process: Process, number: signal.Signals = signal.SIGINT)
     assert "Traceback" not in err
 
 
-def test_ctrl_c_while_tigerbeetle_does_not_answer(embedded_world: World) -> None:
-    with waiting(embedded_world, TB_ADDRESS=f"127.0.0.1:{free_port()}") as process:
-        wait_until((embedded_world.data / "accounts.db").exists)
+#: What does not answer, and the setting that names it. A thread looks up a host's name, and nothing can interrupt it.
+SILENT = {
+    "TigerBeetle": ("TB_ADDRESS", "{}"),
+    "the Resonate server": ("RESONATE_URL", "http://{}"),
+    "a host name of PostgreSQL": ("REFERENCE_URL", "postgresql://host.example/accounts"),
+    "a host name of Resonate": ("RESONATE_URL", "http://host.example:8001"),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_ctrl_c_while_it_does_not_answer(embedded_world: World, request: pytest.FixtureRequest, name: str) -> None:
+    variable, value = SILENT[name]
+    env = {} if variable == "TB_ADDRESS" else {"TB_ADDRESS": request.getfixturevalue("tb_address")}
+    env[variable] = value.format(f"127.0.0.1:{free_port()}")
+    begun = embedded_world.data / "accounts.db"
+    if "host name" in name:
+        begun = embedded_world.directory / "asked"
+        env["RESOLVER_HANGS"] = str(begun)
+    with waiting(embedded_world, **env) as process:
+        wait_until(begun.exists)
         assert_interrupted(process)
 
 
@@ -140,24 +140,6 @@ def test_signal_that_nohup_ignores_stays_ignored(embedded_world: World) -> None:
         process.send_signal(signal.SIGHUP)
     process.communicate(timeout=HANG_S)
     assert process.returncode == 0
-
-
-def test_ctrl_c_while_the_resonate_server_does_not_answer(embedded_world: World, tb_address: str) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    with waiting(embedded_world, TB_ADDRESS=tb_address, RESONATE_URL=url) as process:
-        wait_until((embedded_world.data / "accounts.db").exists)
-        assert_interrupted(process)
-
-
-@pytest.mark.parametrize("setting", ["REFERENCE_URL", "RESONATE_URL"])
-def test_ctrl_c_while_a_host_name_is_looked_up(embedded_world: World, tb_address: str, setting: str) -> None:
-    """A thread looks up the name, and nothing can interrupt it."""
-    url = {"REFERENCE_URL": "postgresql://host.example/accounts", "RESONATE_URL": "http://host.example:8001"}
-    asked = embedded_world.directory / "asked"
-    env = {setting: url[setting], "TB_ADDRESS": tb_address, "RESOLVER_HANGS": str(asked)}
-    with waiting(embedded_world, **env) as process:
-        wait_until(asked.exists)
-        assert_interrupted(process)
 
 
 def test_run_ends_although_a_host_name_is_still_looked_up(embedded_world: World, tb_address: str) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 
 import pytest
 
-from ..conftest import HANG_S, EmbeddedWorld, quick_only
+from ..conftest import World, completed, quick_only
 from ..operations.commands import script
 from .commands import COMMAND, assert_unavailable, command
 
@@ -17,7 +16,7 @@ FILES = ["accounts.db", "accounts.db-journal", "accounts.db-wal", "accounts.db-s
 
 @pytest.mark.parametrize("file", quick_only(FILES[:2], [*FILES, "promises.lock"]))
 @pytest.mark.parametrize("kind", quick_only(["pipe"], ["pipe", "directory", "device", "link to itself"]))
-def test_file_that_is_no_regular_file_is_named(embedded_world: EmbeddedWorld, user: str, file: str, kind: str) -> None:
+def test_file_that_is_no_regular_file_is_named(embedded_world: World, user: str, file: str, kind: str) -> None:
     """SQLite would wait for a pipe without an end."""
     embedded_world.run(f"{user}-first")
     path = embedded_world.data / file
@@ -38,42 +37,34 @@ def test_file_that_is_no_regular_file_is_named(embedded_world: EmbeddedWorld, us
         assert_unavailable(script(embedded_world, "audit"), *words)
 
 
-def test_link_to_a_missing_file_is_named(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_link_to_a_missing_file_is_named(embedded_world: World, user: str) -> None:
     embedded_world.data.mkdir()
     path = embedded_world.data / "accounts.db"
     path.symlink_to("/nowhere/accounts.db")
     assert_unavailable(command(embedded_world, user), f"{path} is a link to a missing file")
 
 
-@pytest.mark.parametrize("limit", [8, 10])
-def test_limit_of_open_files_is_named(embedded_world: EmbeddedWorld, user: str, limit: int) -> None:
-    done = subprocess.run(
-        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *COMMAND, user], env=embedded_world.environ(),
-        cwd=embedded_world.directory, capture_output=True, text=True, timeout=HANG_S, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        assert_unavailable(done, "raise the limit of open files")
-
-
-def test_file_system_without_shared_memory_is_named(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_file_system_without_shared_memory_is_named(embedded_world: World, user: str) -> None:
     """As 9p and FUSE can be."""
     if shutil.which("strace") is None:
         pytest.skip("`strace` is missing: it makes the system call fail")
     fail = ["-e", "trace=mmap", "-e", "inject=mmap:error=ENODEV", "-P", str(embedded_world.data / "accounts.db-shm")]
-    done = subprocess.run(
-        ["strace", "-f", "-qq", "-o", "/dev/null", *fail, *COMMAND, user], env=embedded_world.environ(),
-        cwd=embedded_world.directory, capture_output=True, text=True, timeout=HANG_S, check=False,
-    )  # fmt: skip
+    done = completed(
+        ["strace", "-f", "-qq", "-o", "/dev/null", *fail, *COMMAND, user],
+        env=embedded_world.environ(),
+        cwd=embedded_world.directory,
+    )
     if "strace" in done.stderr:
         pytest.skip("`strace` does not work here")
     assert_unavailable(done, "accounts.db", "local file system", "9p, FUSE or NFS")
 
 
-def test_relative_data_dir_in_a_directory_that_was_removed_is_named(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_relative_data_dir_in_a_directory_that_was_removed_is_named(embedded_world: World, user: str) -> None:
     gone = embedded_world.directory / "gone"
     gone.mkdir()
-    done = subprocess.run(
-        ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh", *COMMAND, user], env=embedded_world.environ() | {"DATA_DIR": "x"},
-        cwd=gone, capture_output=True, text=True, timeout=HANG_S, check=False,
-    )  # fmt: skip
+    done = completed(
+        ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh", *COMMAND, user],
+        env=embedded_world.environ() | {"DATA_DIR": "x"},
+        cwd=gone,
+    )
     assert_unavailable(done, "DATA_DIR=x is a relative path", "set an absolute path")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, World
+from ..conftest import ROOT, World, completed
 
 #: Tried in this order.
 OLD_VERSIONS = ["python3.8", "python3.9", "python3.10", "python3.11"]
@@ -40,15 +40,7 @@ def old_python() -> str:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_older_python_is_told_the_version_in_one_line(tmp_path: Path, command: list[str]) -> None:
-    done = subprocess.run(
-        [old_python(), *command],
-        env=World(tmp_path).environ(),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed([old_python(), *command], env=World(tmp_path).environ(), cwd=ROOT, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("Python 3.12 or newer is required; this is 3.")

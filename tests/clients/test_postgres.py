@@ -15,7 +15,7 @@ from clients import limits
 from clients.errors import Unavailable
 from clients.stores.postgres import PostgresReference
 
-from ..conftest import EmbeddedPostgresWorld, World, free_port, wait_until
+from ..conftest import World, free_port, wait_until
 from ..postgres import PASSWORD, Postgres, lossy_proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
@@ -36,9 +36,7 @@ def role(postgres: Postgres, name: str, options: str = "") -> None:
     postgres.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' {options}")
 
 
-def test_wrong_setting_ends_the_run_with_one_line(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
-) -> None:
+def test_wrong_setting_ends_the_run_with_one_line(postgres_world: World, postgres: Postgres, user: str) -> None:
     right = postgres_world.env["REFERENCE_URL"]
     database = right.rpartition("/")[2]
     role(postgres, f"r_{database}")
@@ -72,7 +70,7 @@ def test_invalid_url_is_not_quoted() -> None:
 
 
 def test_message_is_not_changed_if_the_password_is_a_word_of_it(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     url = postgres_world.env["REFERENCE_URL"].replace(f":{PASSWORD}@", ":password@")
     run = postgres_world.run(user, REFERENCE_URL=url)
@@ -81,7 +79,7 @@ def test_message_is_not_changed_if_the_password_is_a_word_of_it(
 
 @pytest.mark.parametrize("file", ["postgresql.crt", "root.crl"])
 def test_file_of_the_home_directory_that_asyncpg_cannot_read_is_named(
-    postgres_world: EmbeddedPostgresWorld, user: str, file: str
+    postgres_world: World, user: str, file: str
 ) -> None:
     """A directory in its place cannot be read by anybody, root included."""
     path = postgres_world.directory / ".postgresql" / file
@@ -93,7 +91,7 @@ def test_file_of_the_home_directory_that_asyncpg_cannot_read_is_named(
 
 @pytest.mark.parametrize(("mode", "words"), [(None, "No such file"), (0o644, "run chmod 600"), (0o600, "no line fits")])
 def test_password_file_without_the_password_is_named(
-    postgres_world: EmbeddedPostgresWorld, user: str, mode: int | None, words: str
+    postgres_world: World, user: str, mode: int | None, words: str
 ) -> None:
     path = postgres_world.directory / ".pgpass"
     if mode is not None:
@@ -120,14 +118,14 @@ def test_missing_thread_for_the_look_up_of_a_host_is_an_outage(monkeypatch: pyte
         asyncio.run(main())
 
 
-def test_debug_logs_have_no_password(postgres_world: EmbeddedPostgresWorld, user: str) -> None:
+def test_debug_logs_have_no_password(postgres_world: World, user: str) -> None:
     done = command(postgres_world, "-v", user)
     assert done.returncode == 0
     assert PASSWORD not in done.stderr
 
 
 def test_role_that_may_not_create_tables_uses_existing_ones(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     postgres_world.run(f"{user}-first")
@@ -137,9 +135,7 @@ def test_role_that_may_not_create_tables_uses_existing_ones(
     assert postgres_world.run(user).status == 0
 
 
-def test_unavailable_server_ends_the_run_with_one_line(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
-) -> None:
+def test_unavailable_server_ends_the_run_with_one_line(postgres_world: World, postgres: Postgres, user: str) -> None:
     right = postgres_world.env["REFERENCE_URL"]
     database = right.rpartition("/")[2]
     role(postgres, f"limited_{database}", "CONNECTION LIMIT 0")
@@ -157,9 +153,7 @@ def test_unavailable_server_ends_the_run_with_one_line(
     assert_resumes(postgres_world, user, ["1", "2", "3"])
 
 
-def test_run_waits_for_a_server_that_is_starting(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
+def test_run_waits_for_a_server_that_is_starting(postgres_world: World, own_postgres: Postgres, user: str) -> None:
     """A replica with hot_standby=off answers as a starting server does, until it is promoted."""
     with Postgres(own_postgres).started("-c", "hot_standby=off", ready=False) as starting:
         name = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
@@ -170,7 +164,7 @@ def test_run_waits_for_a_server_that_is_starting(
 
 
 def test_role_without_the_right_to_write_ends_the_run_and_a_rerun_resumes(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     postgres_world.run(f"{user}-first")
@@ -181,9 +175,7 @@ def test_role_without_the_right_to_write_ends_the_run_and_a_rerun_resumes(
     assert_resumes(postgres_world, user, ["2", "3"])
 
 
-def test_run_continues_after_its_statement_was_killed(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
+def test_run_continues_after_its_statement_was_killed(postgres_world: World, own_postgres: Postgres, user: str) -> None:
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     kill = (
         "WITH waiting AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock') "
@@ -198,9 +190,7 @@ def test_run_continues_after_its_statement_was_killed(
     assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
 
 
-def test_lost_answer_of_a_commit_is_settled_by_reading(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
-) -> None:
+def test_lost_answer_of_a_commit_is_settled_by_reading(postgres_world: World, postgres: Postgres, user: str) -> None:
     """The server has committed the row, but the connection closes before its answer arrives."""
     url = postgres_world.env["REFERENCE_URL"]
     with lossy_proxy(postgres.port, b"COMMIT\0", silent=False, after=b"INSERT INTO accounts") as port:
@@ -210,7 +200,7 @@ def test_lost_answer_of_a_commit_is_settled_by_reading(
 
 
 def test_missing_answer_of_a_commit_ends_the_run_and_a_rerun_resumes(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     url = postgres_world.env["REFERENCE_URL"]
     with lossy_proxy(postgres.port, b"COMMIT\0", silent=True, after=b"INSERT INTO accounts") as port:
@@ -222,7 +212,7 @@ def test_missing_answer_of_a_commit_ends_the_run_and_a_rerun_resumes(
 
 
 def test_server_that_freezes_while_the_tables_are_made_ends_the_run(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     """The time limit of the first answer is for connecting and preparing together."""
     url = postgres_world.env["REFERENCE_URL"]
@@ -234,7 +224,7 @@ def test_server_that_freezes_while_the_tables_are_made_ends_the_run(
 
 
 def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+    postgres_world: World, own_postgres: Postgres, user: str
 ) -> None:
     """Only the primary has the row. A cancelled write would make it visible."""
     with postgres_world.paused_at(user, "before write 2", **LIMITS) as process:
@@ -251,7 +241,7 @@ def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
 
 
 def test_server_without_fsync_is_refused_unless_others_sync_the_writes(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+    postgres_world: World, own_postgres: Postgres, user: str
 ) -> None:
     own_postgres.configure(fsync="off")
     assert_gave_up(postgres_world.run(user, **LIMITS), "can lose rows in a power cut")
@@ -260,7 +250,7 @@ def test_server_without_fsync_is_refused_unless_others_sync_the_writes(
     assert postgres_world.accounts(user) == []
 
 
-def test_replica_is_refused(postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str) -> None:
+def test_replica_is_refused(postgres_world: World, own_postgres: Postgres, user: str) -> None:
     """It may lack a row that was just staged: a panic for nothing."""
     name = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     assert postgres_world.run(f"{user}-first").status == 0
@@ -271,9 +261,7 @@ def test_replica_is_refused(postgres_world: EmbeddedPostgresWorld, own_postgres:
         assert postgres_world.run(user, REFERENCE_URL=both).status == 0
 
 
-def test_run_continues_on_the_promoted_replica(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
-) -> None:
+def test_run_continues_on_the_promoted_replica(postgres_world: World, own_postgres: Postgres, user: str) -> None:
     with second_host(postgres_world, own_postgres) as replica:
         with postgres_world.paused_at(user, "before write 2") as process:
             own_postgres.stop(signal.SIGQUIT)
@@ -283,7 +271,7 @@ def test_run_continues_on_the_promoted_replica(
 
 
 def test_host_that_gives_no_answer_does_not_hide_the_next_one(
-    postgres_world: EmbeddedPostgresWorld, own_postgres: Postgres, user: str
+    postgres_world: World, own_postgres: Postgres, user: str
 ) -> None:
     """A host that has lost its power refuses no connection."""
     with second_host(postgres_world, own_postgres) as replica, own_postgres.frozen():

@@ -7,7 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from ..conftest import EmbeddedPostgresWorld, quick_only, wait_until
+from ..conftest import World, quick_only, wait_until
 from ..operations.commands import script
 from ..postgres import PASSWORD, Postgres
 from .commands import assert_gave_up, assert_resumes
@@ -35,9 +35,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", quick_only(list(CHANGES)[:2], CHANGES))
-def test_table_of_another_form_is_refused(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str, change: str
-) -> None:
+def test_table_of_another_form_is_refused(postgres_world: World, postgres: Postgres, user: str, change: str) -> None:
     postgres_world.run(f"{user}-first")
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     for statement in change.split("; "):
@@ -49,7 +47,7 @@ def test_table_of_another_form_is_refused(
     assert done.stderr.splitlines()[-1] == run.err.splitlines()[-1]
 
 
-def test_row_level_security_is_refused(postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str) -> None:
+def test_row_level_security_is_refused(postgres_world: World, postgres: Postgres, user: str) -> None:
     """It hides rows from this role."""
     postgres_world.run(f"{user}-first")
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
@@ -74,7 +72,7 @@ ALLOWED = [
 
 
 def test_table_with_both_keys_is_accepted_whatever_else_it_has(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     postgres_world.run(f"{user}-first")
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
@@ -83,9 +81,7 @@ def test_table_with_both_keys_is_accepted_whatever_else_it_has(
     assert postgres_world.run(user).status == 0
 
 
-def test_table_whose_keys_are_being_rebuilt_is_accepted(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
-) -> None:
+def test_table_whose_keys_are_being_rebuilt_is_accepted(postgres_world: World, postgres: Postgres, user: str) -> None:
     """REINDEX CONCURRENTLY waits for an older transaction. Meanwhile there is a second index that is not valid."""
     postgres_world.run(f"{user}-first")
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
@@ -107,7 +103,7 @@ def test_table_whose_keys_are_being_rebuilt_is_accepted(
 
 
 def test_index_that_refuses_a_row_ends_its_run_and_a_rerun_resumes(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
     postgres_world.run(user)
@@ -118,7 +114,7 @@ def test_index_that_refuses_a_row_ends_its_run_and_a_rerun_resumes(
 
 
 def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     """A rule that was made while the process ran swallows the row. The step would write and read without end."""
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
@@ -134,7 +130,7 @@ def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(
 
 
 def test_database_that_is_replaced_under_a_connection_ends_the_run(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     """A pooler can connect its next transaction to a restored server. The connection of this process remains."""
     database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]

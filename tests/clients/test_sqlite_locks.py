@@ -19,7 +19,7 @@ from clients.errors import Unavailable
 from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database
 
-from ..conftest import OPENED, ROOT
+from ..conftest import OPENED, ROOT, completed
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (number INTEGER PRIMARY KEY)"
 
@@ -129,5 +129,5 @@ def test_file_that_is_opened_beside_sqlite_fails_the_test(tmp_path: Path) -> Non
     assert len(OPENED) == 2
     OPENED.clear()
     program = "import sys; from tests.processes import watch_opened_files; watch_opened_files(); open(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = completed([sys.executable, "-c", program, path], cwd=ROOT)
     assert (done.returncode, "was opened, but not by SQLite" in done.stderr) == (97, True)

@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from ..conftest import EmbeddedWorld, quick_only
+from ..conftest import World, quick_only
 from ..operations.commands import script
 from .commands import assert_gave_up, assert_resumes
 
@@ -24,7 +24,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", quick_only(list(TABLES)[:1], TABLES))
-def test_table_of_another_form_is_refused(embedded_world: EmbeddedWorld, user: str, table: str) -> None:
+def test_table_of_another_form_is_refused(embedded_world: World, user: str, table: str) -> None:
     embedded_world.run(f"{user}-first")
     path = embedded_world.data / "accounts.db"
     path.unlink()
@@ -37,7 +37,7 @@ def test_table_of_another_form_is_refused(embedded_world: EmbeddedWorld, user: s
     assert done.stderr.splitlines()[-1] == run.err.splitlines()[-1]
 
 
-def test_table_with_both_keys_is_accepted_whatever_else_it_has(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_table_with_both_keys_is_accepted_whatever_else_it_has(embedded_world: World, user: str) -> None:
     embedded_world.run(f"{user}-first")
     embedded_world.sql("ALTER TABLE accounts ADD created TEXT DEFAULT 'now'")
     embedded_world.sql("CREATE INDEX created ON accounts (created)")
@@ -46,7 +46,7 @@ def test_table_with_both_keys_is_accepted_whatever_else_it_has(embedded_world: E
     assert embedded_world.run(user).status == 0
 
 
-def test_index_that_refuses_a_row_ends_its_run_and_a_rerun_resumes(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_index_that_refuses_a_row_ends_its_run_and_a_rerun_resumes(embedded_world: World, user: str) -> None:
     embedded_world.run(user)
     embedded_world.sql("CREATE UNIQUE INDEX narrow ON accounts (lower(uuid))")
     assert_gave_up(embedded_world.run(user.upper()), "does not store the row", user.upper(), "a key that is not")
@@ -54,7 +54,7 @@ def test_index_that_refuses_a_row_ends_its_run_and_a_rerun_resumes(embedded_worl
     assert_resumes(embedded_world, user.upper(), ["2", "3"])
 
 
-def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_conflict_that_no_read_finds_ends_the_run_and_a_rerun_resumes(embedded_world: World, user: str) -> None:
     """The step would write and read without end."""
     embedded_world.run(f"{user}-first")
     embedded_world.sql("CREATE TRIGGER swallow BEFORE INSERT ON accounts BEGIN SELECT RAISE(IGNORE); END")

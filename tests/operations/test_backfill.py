@@ -363,23 +363,6 @@ def is_full(pipe: IO[bytes] | None) -> bool:
     return bool(unread > fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) * 7 / 8)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        pytest.param(["--chunk", "0"], "from 1 to 2000", marks=pytest.mark.slow),
-        (["--chunk", "2001"], "from 1 to 2000"),
-        pytest.param(["--chunk", "x"], "from 1 to 2000", marks=pytest.mark.slow),
-        pytest.param(["a", "b"], "unrecognized", marks=pytest.mark.slow),
-    ],
-    ids=["chunk of 0", "chunk of 2001", "chunk of x", "two files"],
-)
-def test_invalid_arguments_end_with_2(embedded_world: World, arguments: list[str], words: str) -> None:
-    with backfill(embedded_world, *arguments) as process:
-        wrong = done(process, *process.communicate(timeout=HANG_S))
-    assert (wrong.status, wrong.shown) == (2, [])
-    assert words in wrong.err
-
-
 @pytest.mark.parametrize(("file", "cause"), [("missing", "no such file or directory"), (".", "is a directory")])
 def test_list_that_cannot_be_read_is_named(embedded_world: World, file: str, cause: str) -> None:
     with backfill(embedded_world, file) as process:

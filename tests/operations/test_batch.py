@@ -21,7 +21,7 @@ from clients.settings import Settings
 from operations.batch import batch_id, create_accounts, register
 from operations.opening import connect
 
-from ..conftest import EmbeddedWorld, ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
+from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS
 from .backfills import cancel, killed, promise_of, run
 from .commands import assert_adopted, commit, script, stage
@@ -151,7 +151,7 @@ def test_batch_leaves_an_account_to_the_single_run_that_has_begun_it(world: Worl
     assert [assert_all_exist(world, uuids)[uuids[1]]] == staged
 
 
-def test_batch_of_one_is_a_single_run(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_batch_of_one_is_a_single_run(embedded_world: World, user: str) -> None:
     many = run(embedded_world, user)
     assert many.status == 0
     assert state_of(embedded_world, batch_id([user])) == "not found"
@@ -274,7 +274,7 @@ def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, us
         assert_adopted(world, uuid, again=not staged)
 
 
-def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: World, user: str) -> None:
     uuids = numbered(user, 3)
     killed(embedded_world, uuids, "after write 3")
     lose(embedded_world, batch_id(uuids))
@@ -284,9 +284,7 @@ def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: Embedd
     assert_adopted(embedded_world, uuids[0], embedded_world.rows(uuids[0])[0])
 
 
-def test_batch_that_is_lost_and_created_again_does_not_take_the_old_claims(
-    embedded_world: EmbeddedWorld, user: str
-) -> None:
+def test_batch_that_is_lost_and_created_again_does_not_take_the_old_claims(embedded_world: World, user: str) -> None:
     """It would stage other guids: panics over correct stores."""
     uuids = numbered(user, 3)
     killed(embedded_world, uuids, "after write 4")
@@ -375,7 +373,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_batch_that_must_not_run_writes_nothing(embedded_world: EmbeddedWorld, user: str, name: str) -> None:
+def test_batch_that_must_not_run_writes_nothing(embedded_world: World, user: str, name: str) -> None:
     more, id_, words = REFUSED[name]
     uuids = [user, *more]
     assert words in ask(embedded_world, id_ or batch_id(uuids), uuids)
@@ -383,7 +381,7 @@ def test_batch_that_must_not_run_writes_nothing(embedded_world: EmbeddedWorld, u
     assert state_of(embedded_world, promise_id(user)) == "not found"
 
 
-def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_world: EmbeddedWorld) -> None:
+def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_world: World) -> None:
     many = run(embedded_world, "a", " b", "c")
     assert (many.status, list(many.accounts)) == (2, ["a", "c"])
     assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": 1}

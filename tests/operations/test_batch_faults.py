@@ -15,11 +15,11 @@ from operations.batch import batch_id, create_batch
 from operations.create import create
 from operations.opening import connect
 
-from ..conftest import EmbeddedWorld, ServerWorld
+from ..conftest import ServerWorld, World
 from .commands import commit, script, stage
 
 
-def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
+def interrupt_after(world: World, request: str, *uuids: str) -> None:
     """Run a batch that ends at an outage, directly after this request to the System of Reference is carried out."""
 
     async def run() -> None:
@@ -37,7 +37,7 @@ def interrupt_after(world: EmbeddedWorld, request: str, *uuids: str) -> None:
         asyncio.run(run())
 
 
-def resume(world: EmbeddedWorld, *uuids: str) -> None:
+def resume(world: World, *uuids: str) -> None:
     """Run the batch to its end, and then the first uuid."""
 
     async def run() -> None:
@@ -48,9 +48,7 @@ def resume(world: EmbeddedWorld, *uuids: str) -> None:
     asyncio.run(run())
 
 
-def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_row(
-    embedded_world: EmbeddedWorld,
-) -> None:
+def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_row(embedded_world: World) -> None:
     interrupt_after(embedded_world, "stage_many", "a", "b")
     other = str(tb.id())
     commit(embedded_world, "a", other)
@@ -61,7 +59,7 @@ def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_ro
     assert embedded_world.accounts("a") == [other]
 
 
-def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(embedded_world: EmbeddedWorld) -> None:
+def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(embedded_world: World) -> None:
     other, ledger = str(tb.id()), embedded_world.data / "ledger.db"
     commit(embedded_world, "a", other)
     before = ledger.read_bytes()
@@ -78,9 +76,7 @@ def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(emb
 
 
 @pytest.mark.parametrize("value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}])
-def test_batch_that_another_program_resolves_does_not_stop_backfill(
-    embedded_world: EmbeddedWorld, value: object
-) -> None:
+def test_batch_that_another_program_resolves_does_not_stop_backfill(embedded_world: World, value: object) -> None:
     async def resolve() -> None:
         async with connect(Settings.read(embedded_world.env)) as (resonate, _):
             await resonate.promises.create(batch_id(["a", "b"]), 10**14, Value(data=None), {})

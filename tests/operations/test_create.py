@@ -140,14 +140,3 @@ def test_list_that_is_cut_says_so(
     cut = "only the first 3 rows, accounts and promises are listed; `audit` and `halted` read all\n"
     assert captured.err == (cut if rest else "")
     assert captured.out.count("resolved") == 3
-
-
-def test_command_line_explains_itself(embedded_world: World) -> None:
-    alone = script(embedded_world, "--", "nothing")
-    assert alone.returncode == 2
-    dash = command(embedded_world, "-x")
-    assert dash.returncode == 2
-    assert dash.stderr.endswith("if the uuid begins with a dash, write -- before it\n")
-    assert command(embedded_world, "--", "-x").stdout.startswith("UUID: -x\n")
-    for arguments in (["check", "-x"], ["-v", "check", "u", "-v"]):
-        assert "unrecognized" not in script(embedded_world, arguments[0], *arguments[1:]).stderr

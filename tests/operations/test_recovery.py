@@ -16,7 +16,7 @@ from clients.settings import Settings
 from create_account import DEADLINE, create_account
 from operations.opening import connect
 
-from ..conftest import ServerWorld, World, format_ledger, free_port, needs, tigerbeetle_replica, wait_until
+from ..conftest import ServerWorld, World, format_ledger, free_port, needs, quick_only, tigerbeetle_replica, wait_until
 from .commands import (
     UNREFERENCED,
     assert_adopted,
@@ -121,41 +121,20 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
         assert_adopted(world, f"{user}-{name}", guid)
 
 
-@pytest.mark.slow
-def test_losing_the_promises(world: World, user: str) -> None:
-    """Accounts that had begun panic and are adopted. A new account is created."""
-    created = world.run(f"{user}-created").guid
-    world.run(f"{user}-staged", crash="after save 2")
-    [staged] = world.rows(f"{user}-staged")
-    world.lose_promises()
-    for name, guid in (("created", created), ("staged", staged)):
-        assert_halted(world, f"{user}-{name}", f"{world.reference} exists_diff")
-        assert_adopted(world, f"{user}-{name}", guid)
-    assert world.run(f"{user}-new").status == 0
-
-
-def test_losing_tigerbeetle(world: World, user: str) -> None:
-    """The promise records the account. Only `--again` recreates it, with the same guid."""
+@pytest.mark.parametrize("row", quick_only(["kept"], ["kept", "lost, too"]))
+def test_losing_tigerbeetle(world: World, user: str, row: str) -> None:
+    """Only `--again` recreates the account, with the same guid. If only the promise has it, the operator stages it."""
     guid = world.run(user).guid
     world.lose_ledger()
     world.run(f"{user}-2")
     run = world.run(user)
     assert (run.status, run.out) == (98, "")
+    if row == "lost, too":
+        unstage(world, user)
+        for again in (False, True):
+            assert_refused(world, user, f"does not hold its account {guid}", again=again)
+        stage(world, user, guid)
     assert_refused(world, user, f"does not hold its account {guid}", "restore TigerBeetle", "--again")
-    assert_adopted(world, user, guid, again=True)
-    assert world.run(user).guid == guid
-
-
-@pytest.mark.slow
-def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
-    """Only the promise has the guid. The operator stages it by hand."""
-    guid = world.run(user).guid
-    world.lose_ledger()
-    unstage(world, user)
-    world.run(f"{user}-2")
-    for again in (False, True):
-        assert_refused(world, user, f"does not hold its account {guid}", again=again)
-    stage(world, user, guid)
     assert_adopted(world, user, guid, again=True)
     assert world.run(user).guid == guid
 
