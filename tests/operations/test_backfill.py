@@ -199,11 +199,8 @@ def test_line_of_ten_megabytes_creates_no_account(embedded_world: World) -> None
 
 def test_binary_data_after_some_accounts_ends_the_backfill(embedded_world: World, user: str) -> None:
     with backfill(embedded_world) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{user}\n".encode())
-        process.stdin.flush()
-        process.stdout.readline()
+        process.write(user)
+        process.readline()
         ended = done(process, *process.communicate(b"next\n" + gzip.compress(b"x"), timeout=HANG_S))
     assert ended.status == 2
     assert "line 3 of the input is not UTF-8 text" in ended.err.splitlines()[-1]
@@ -267,14 +264,11 @@ def test_uuid_that_occurs_twice_has_one_account(world: World, user: str) -> None
 def test_each_account_is_printed_before_the_next_line_is_read(world: World, user: str) -> None:
     """A program may write one line at a time and wait for each account."""
     with backfill(world) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for number in range(3):
-            process.stdin.write(f"{user}-{number}\n".encode())
-            process.stdin.flush()
-            assert process.stdout.readline().startswith(f"{user}-{number}\t".encode())
-        process.stdin.close()
-        assert process.wait(timeout=HANG_S) == 0
+        for uuid in numbered(user, 3):
+            process.write(uuid)
+            assert process.readline().startswith(f"{uuid}\t")
+        process.communicate(timeout=HANG_S)
+        assert process.returncode == 0
 
 
 def test_each_account_of_a_shared_request_gets_its_own_answer(world: World) -> None:
@@ -337,12 +331,9 @@ def test_backfill_dies_of_ctrl_c(embedded_world: World, waiting_for: str) -> Non
     file.write_text("".join(f"{uuid}\n" for uuid in uuids))
     arguments = [] if waiting_for == "a line" else [str(file)]
     with backfill(embedded_world, *arguments) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
         if waiting_for == "a line":
-            process.stdin.write(f"{uuids[0]}\n".encode())
-            process.stdin.flush()
-        process.stdout.readline()
+            process.write(uuids[0])
+        process.readline()
         if waiting_for == "its reader":
             wait_until(lambda: is_full(process.stdout))
         process.send_signal(signal.SIGINT)
@@ -376,11 +367,8 @@ def test_outage_ends_backfill_with_one_line_and_a_rerun_resumes(embedded_world: 
     """SQLite stays locked for longer than a run waits."""
     run(embedded_world, user)
     with backfill(embedded_world, PATIENCE="1") as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"1\n")
-        process.stdin.flush()
-        process.stdout.readline()
+        process.write("1")
+        process.readline()
         with locked(embedded_world.data / "accounts.db"):
             rest = done(process, *process.communicate(b"2\n3\n", timeout=HANG_S))
     assert (rest.status, rest.shown) == (1, [])
@@ -396,9 +384,7 @@ def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str)
     log = world.promises / "resonate.log"
     with backfill(world) as process:
         with locked(world.promises / "resonate.db"):
-            assert process.stdin is not None
-            process.stdin.write("".join(f"{uuid}\n" for uuid in uuids).encode())
-            process.stdin.flush()
+            process.write(*uuids)
             wait_until(lambda: b"failed with internal error" in log.read_bytes())
         many = done(process, *process.communicate(timeout=HANG_S))
     assert (many.status, list(many.accounts)) == (0, uuids)
