@@ -11,15 +11,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager as Context
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from resonate.error import PlatformError, ServerError
+
+from clients.errors import NoAnswer, Unavailable
+from clients.outages import Outages
 
 from .clients.commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes
-from .conftest import PostgresServerWorld, Replica, ServerWorld, World, locked, numbered, paused, wait_until
+from .conftest import HANG_S, PostgresServerWorld, Replica, ServerWorld, World, locked, numbered, paused, wait_until
 from .operations.test_worker import Worker, assert_exist, caller, results, start, worker
 from .postgres import PASSWORD, Postgres
+
+
+@contextlib.contextmanager
+def between(begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    begin()
+    yield
+    end()
 
 
 @dataclass
@@ -46,31 +58,6 @@ class Scene:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, no_limit))
         yield
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (no_limit, no_limit))
-
-    @contextlib.contextmanager
-    def tigerbeetle_killed(self) -> Iterator[None]:
-        self.replica.kill()
-        yield
-        self.replica.start()
-
-    @contextlib.contextmanager
-    def resonate_killed(self) -> Iterator[None]:
-        self.resonate.kill_resonate()
-        yield
-        self.resonate.restart_resonate()
-
-    @contextlib.contextmanager
-    def postgres_stopped(self, number: signal.Signals) -> Iterator[None]:
-        self.postgres.stop(number)
-        yield
-        self.postgres.start()
-
-    @contextlib.contextmanager
-    def postgres_read_only(self) -> Iterator[None]:
-        """Reads of open connections still succeed; a new connection is refused."""
-        self.postgres.configure(default_transaction_read_only="on")
-        yield
-        self.postgres.configure(default_transaction_read_only=None)
 
     @contextlib.contextmanager
     def table_locked(self) -> Iterator[None]:
@@ -101,6 +88,9 @@ class Away:
     worker_waits: bool = True
 
 
+#: Reads of open connections still succeed; a new connection is refused.
+READ_ONLY = {"default_transaction_read_only": "on"}
+
 STAGE = {"before write 2": "23"}
 NO_ANSWER = "did not answer within"
 AT_EACH_POINT = {
@@ -123,16 +113,16 @@ AWAY = {
         "ledger", lambda at: at.locked("ledger.db"), "the embedded ledger", {"before write 3": "3"}, worker_waits=False
     ),
     "the disk is full": Away("accounts.db", Scene.full_disk_of_the_worker, "disk I/O error", {}),
-    "TigerBeetle is down": Away("TigerBeetle", Scene.tigerbeetle_killed, NO_ANSWER, AT_EACH_POINT, worker_waits=False),
+    "TigerBeetle is down": Away("TigerBeetle", lambda at: between(at.replica.kill, at.replica.start), NO_ANSWER, AT_EACH_POINT, worker_waits=False),
     "TigerBeetle is paused": Away("TigerBeetle", lambda at: paused(at.replica.process), NO_ANSWER, {"before write 3": "3"}),
-    "Resonate is down": Away("Resonate", Scene.resonate_killed, NO_ANSWER, POINTS_OF_RESONATE, worker_waits=False),
+    "Resonate is down": Away("Resonate", lambda at: between(at.resonate.kill_resonate, at.resonate.restart_resonate), NO_ANSWER, POINTS_OF_RESONATE, worker_waits=False),
     "Resonate is paused": Away("Resonate", lambda at: paused(at.resonate.resonate), NO_ANSWER, {"before write 3": "3"}),
-    "PostgreSQL is down": Away("PostgreSQL", lambda at: at.postgres_stopped(signal.SIGQUIT), "cannot reach", STAGE),
+    "PostgreSQL is down": Away("PostgreSQL", lambda at: between(partial(at.postgres.stop, signal.SIGQUIT), at.postgres.start), "cannot reach", STAGE),
     "PostgreSQL was stopped in order": Away(
-        "PostgreSQL", lambda at: at.postgres_stopped(signal.SIGINT), "cannot reach", STAGE, worker_waits=False
+        "PostgreSQL", lambda at: between(partial(at.postgres.stop, signal.SIGINT), at.postgres.start), "cannot reach", STAGE, worker_waits=False
     ),
     "PostgreSQL is frozen": Away("PostgreSQL", lambda at: at.postgres.frozen(), "gave no answer in time", STAGE),
-    "PostgreSQL is read-only": Away("PostgreSQL", Scene.postgres_read_only, "accepts no writes", STAGE),
+    "PostgreSQL is read-only": Away("PostgreSQL", lambda at: between(partial(at.postgres.configure, **READ_ONLY), partial(at.postgres.configure, **dict.fromkeys(READ_ONLY))), "accepts no writes", STAGE),
     "PostgreSQL's disk is full": Away(
         "PostgreSQL",
         lambda at: at.postgres.full_disk(at.database),
@@ -159,24 +149,18 @@ def cases(names: list[str], *, of_runs: bool = True) -> pytest.MarkDecorator:
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> Iterator[Scene]:
     """The world of a run: what is away is real, everything else is embedded."""
-    env = {"DATA_DIR": str(tmp_path / "data")}
+    worlds = {"Resonate": "server_world", "PostgreSQL": "postgres_world"}
+    scene = Scene(request.getfixturevalue(worlds.get(AWAY[name].store, "embedded_world")))
     with contextlib.ExitStack() as stack:
-        if AWAY[name].store == "Resonate":
-            yield Scene(request.getfixturevalue("server_world"))
-        elif AWAY[name].store == "PostgreSQL":
-            scene = Scene(request.getfixturevalue("postgres_world"))
+        if AWAY[name].store == "PostgreSQL":
             scene.postgres = stack.enter_context(Postgres().started())
             scene.world.env["REFERENCE_URL"] = scene.postgres.database()
             scene.world.run("first")  # it makes the tables
             scene.world.sql("DELETE FROM accounts")
-            yield scene
         elif AWAY[name].store == "TigerBeetle":
-            scene = Scene(World(tmp_path, env))
             scene.replica = stack.enter_context(Replica.started(tmp_path))
-            scene.world.env["TB_ADDRESS"] = scene.replica.address
-            yield scene
-        else:
-            yield Scene(request.getfixturevalue("embedded_world"))
+            scene.world = World(tmp_path, scene.world.env | {"TB_ADDRESS": scene.replica.address})
+        yield scene
 
 
 @cases([name for name, away in AWAY.items() if away.run_waits])
@@ -239,3 +223,45 @@ def test_worker_waits_until_the_outage_ends(server_world: ServerWorld, tmp_path:
         assert away.store in outage
         assert [end] == serving.said("is available again")
         assert PASSWORD not in serving.log.read_text()
+
+
+# -- A command and an application --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [PlatformError([ServerError(400, "no")]), ServerError(400, "no")], ids=["in a request", "from the SDK"]
+)
+def test_refused_request_outside_a_step_ends_with_one_line(error: BaseException) -> None:
+    async def command() -> None:
+        async def work() -> None:
+            raise error
+
+        await Outages().result_or_raise(work())
+
+    with pytest.raises(Unavailable, match=r"refused a request \(server error \(code=400\): no\); run again"):
+        asyncio.run(command())
+
+
+def test_outage_is_raised_to_each_caller_and_its_work_is_cancelled() -> None:
+    cancelled: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(name)
+
+    async def main() -> list[object]:
+        outages = Outages()
+        calls = [asyncio.ensure_future(outages.result_or_raise(work(name))) for name in "ab"]
+        await asyncio.sleep(0)
+        outages.report(Unavailable("the outage"), "store")
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    assert [str(error) for error in asyncio.run(main())] == ["the outage"] * 2
+    assert sorted(cancelled) == ["a", "b"]
+
+
+def test_call_ends_within_its_time_limit_whatever_was_lost() -> None:
+    with pytest.raises(NoAnswer, match="no result within 0 s; what was begun may still finish: call again"):
+        asyncio.run(Outages().result_or_raise(asyncio.sleep(HANG_S), timeout_s=0))
