@@ -111,19 +111,14 @@ def program(embedded_world: World, source: str) -> Changed:
 
 
 @pytest.mark.slow
-def test_single_run_and_its_reruns_run_the_step_once(program: Changed) -> None:
+@pytest.mark.parametrize("point", ["", "after write 1", "after save 3", "before settle the promise"])
+def test_single_run_and_its_reruns_run_the_step_once_also_after_a_kill(program: Changed, point: str) -> None:
+    if point:
+        program.run("u", crash=point)
     for _ in range(2):
         done = program.run("--steps", "u")
         assert done.returncode == 0, done.stderr
         assert "step 4, announce: " in done.stderr
-    assert program.announced() == ["u"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", ["after write 1", "after save 3", "before settle the promise"])
-def test_rerun_after_a_kill_runs_the_step_once(program: Changed, point: str) -> None:
-    program.run("u", crash=point)
-    assert program.run("u").returncode == 0
     assert program.announced() == ["u"]
 
 

@@ -182,7 +182,7 @@ ENDS = {
 @pytest.mark.parametrize(
     ("case", "waits"), [*((case, False) for case in ENDS), *((case, True) for case in ENDS if "token" in case)]
 )
-def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, case: str, waits: bool) -> None:  # noqa: FBT001
+def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, case: str, waits: bool) -> None:
     """A worker waits, but a rejected token ends it, too: its environment cannot change."""
     status, body, words = ENDS[case]
     monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.3 if "did not answer" in words else HANG_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import sqlite3
@@ -11,10 +10,6 @@ import time
 
 import pytest
 import tigerbeetle as tb
-from resonate.types import Value
-
-from clients.settings import Settings
-from operations.opening import connect
 
 from ..conftest import HANG_S, World, quick_only, wait_until
 from .commands import (
@@ -30,6 +25,7 @@ from .commands import (
     commit,
     findings,
     halt,
+    resolve,
     script,
     stage,
     unstage,
@@ -142,11 +138,7 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
 )
 @pytest.mark.parametrize("committed", quick_only([False], [True, False]), ids=["committed", "staged"])
 def test_adopt_resumes_its_attempt_after_a_crash(
-    world: World,
-    user: str,
-    guid: str,
-    point: str,
-    committed: bool,  # noqa: FBT001
+    world: World, user: str, guid: str, point: str, committed: bool
 ) -> None:
     """The next adopt resumes the attempt and starts no other one."""
     halt(world, user)
@@ -249,17 +241,6 @@ def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str
         f"promise create-account_attempt-2-{user}",
         f"promise create-account_attempt-3-{user}",
     ]
-
-
-def resolve(world: World, id_: str, result: object) -> None:
-    """Create and resolve a promise, as another program can."""
-
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.create(id_, 10**14, Value(data=None), {})
-            await resonate.promises.resolve(id_, Value(data=result))
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize("named", ["another guid", "another uuid"])

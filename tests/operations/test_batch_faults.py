@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import tigerbeetle as tb
-from resonate.types import Value
 
 from clients.errors import Halted, Unavailable
 from clients.settings import Settings
@@ -16,7 +15,7 @@ from operations.create import create
 from operations.opening import connect
 
 from ..conftest import ServerWorld, World
-from .commands import commit, script, stage
+from .commands import commit, resolve, script, stage
 
 
 def interrupt_after(world: World, request: str, *uuids: str) -> None:
@@ -77,12 +76,7 @@ def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(emb
 
 @pytest.mark.parametrize("value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}])
 def test_batch_that_another_program_resolves_does_not_stop_backfill(embedded_world: World, value: object) -> None:
-    async def resolve() -> None:
-        async with connect(Settings.read(embedded_world.env)) as (resonate, _):
-            await resonate.promises.create(batch_id(["a", "b"]), 10**14, Value(data=None), {})
-            await resonate.promises.resolve(batch_id(["a", "b"]), Value(data=value))
-
-    asyncio.run(resolve())
+    resolve(embedded_world, batch_id(["a", "b"]), value)
     done = script(embedded_world, "backfill", stdin="a\nb\n")
     assert done.returncode == 0, done.stderr
     assert "created 2, existing 0" in done.stderr

@@ -19,7 +19,7 @@ from operations.opening import connect
 
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
-from .commands import SPOILED, Done, assert_adopted, assert_verdict, halt, script, spoil
+from .commands import SPOILED, Done, assert_adopted, assert_verdict, halt, resolve, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,13 +153,7 @@ def test_rejected_promise_whose_message_does_not_decode_is_halted(world: World, 
 def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) -> None:
     """As an operator's `resonate promises resolve` leaves it."""
     guid = world.run(f"{user}-other").guid
-
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.create(promise_id(user), DEADLINE_MS, Value(data=None), {})
-            await resonate.promises.resolve(promise_id(user), Value(data={"uuid": user, "guid": guid}))
-
-    asyncio.run(main())
+    resolve(world, promise_id(user), {"uuid": user, "guid": guid})
     run = world.run(user)
     assert run.status == 98
     assert f"the promise records account {guid} for uuid {user!r}, but TigerBeetle holds no account" in run.err

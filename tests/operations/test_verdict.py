@@ -81,9 +81,7 @@ BATCH = Promise("b", "pending", None)
     ],
 )
 def test_pending_promise_is_in_progress_if_something_will_settle_it(
-    found: AccountState,
-    waits_for: str,
-    in_progress: bool,  # noqa: FBT001
+    found: AccountState, waits_for: str, in_progress: bool
 ) -> None:
     assert (found.waits_for, found.in_progress) == (waits_for, in_progress)
 
@@ -136,7 +134,7 @@ def test_attempt_for_an_account_that_tigerbeetle_lost_is_a_conflict() -> None:
 
 @pytest.mark.parametrize("again", [False, True], ids=["adopt", "adopt --again"])
 @pytest.mark.parametrize("name", DECISIONS)
-def test_decision_of_adopt(name: str, again: bool) -> None:  # noqa: FBT001
+def test_decision_of_adopt(name: str, again: bool) -> None:
     found, *expected = DECISIONS[name]
     match expected[again]:
         case None:
@@ -171,10 +169,7 @@ ADOPTED, PANICKED = (replace(promise, id=SECOND) for promise in (resolved(), REJ
     ],
 )
 def test_rerun_prints_an_account_that_its_promise_records_or_that_was_adopted(
-    promises: list[Promise],
-    stores: list[Any],
-    created: bool,  # noqa: FBT001
-    adopted: bool,  # noqa: FBT001
+    promises: list[Promise], stores: list[Any], created: bool, adopted: bool
 ) -> None:
     found = replace(state(None, *stores), promises=promises)
     assert (found.created, found.adopted) == (created, adopted)
