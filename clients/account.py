@@ -68,11 +68,10 @@ def uuid_of(id_: str) -> str | None:
     return match[1] if match else None
 
 
-def check_request(id_: str, uuid: str, guid: object = "") -> None:
-    """Raise ValueError, saying why, if a promise with this id must not create this uuid's account, or with this guid.
+def check_request(id_: str, uuid: str) -> None:
+    """Raise ValueError, saying why, if a promise with this id must not create this uuid's account.
 
-    The ids of `promise_id` belong to one uuid each. An id of another form is allowed: nobody else looks for it. But only
-    an adoption may give a guid.
+    The ids of `promise_id` belong to one uuid each. An id of another form is allowed: nobody else looks for it.
     """
     try:
         check_uuid(uuid)
@@ -82,10 +81,6 @@ def check_request(id_: str, uuid: str, guid: object = "") -> None:
         raise ValueError(
             f"promise {id_} belongs to uuid {uuid_of(id_)!r}, but its argument is {uuid!r}; no account was created"
         )
-    if guid and (uuid_of(id_) is None or id_ == promise_id(uuid)):
-        raise ValueError(f"promise {id_} is no adoption, but gives the guid {guid!r}; no account was created")
-    if guid and id_of(guid) is None:
-        raise ValueError(f"promise {id_} gives {guid!r}, which is not a valid account id; no account was created")
 
 
 # -- The fields ------------------------------------------------------------

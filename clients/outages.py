@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from resonate.error import ConnectorError, PlatformError, ServerError
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
 LOGGER = logging.getLogger(__name__)
+
+
+async def repeat[T](
+    attempt: Callable[[], Awaitable[T]], passes: Callable[[Exception], bool], timeout_s: float, interval_s: float
+) -> T:
+    """Return the result of an attempt. While its error passes, repeat it, for this time at most; then raise the error."""
+    give_up = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await attempt()
+        except Exception as error:
+            if not passes(error) or time.monotonic() > give_up:
+                raise
+        await asyncio.sleep(interval_s)
 
 
 class Outages:

@@ -1,19 +1,23 @@
-"""The exception that stops a workflow for good.
+"""What the TypeScript SDK's context has and the Python SDK has not: `panic_if`, and `saved` for a workflow that is a generator.
 
-The SDK stores an exception under the name of its module. So this name must not change, and it must not depend on how
-the program was started: in create_account.py it would be `__main__.Panic`.
+The SDK stores an exception under the name of its module. So `Panic` stays here: in create_account.py its name would depend
+on how the program was started.
 """
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resonate.error import ResonateError
 
 from clients.errors import HALTED
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from resonate.context import ResonateFuture
+
     from clients.stores.system_of_reference import Row
 
 
@@ -37,6 +41,26 @@ class Panic(ResonateError):
 
     def __str__(self) -> str:
         return f"PANIC: {self.condition} for uuid {self.uuid!r}: {self.conflict}. Run: {check_command(self.uuid)}"
+
+
+class Conflict(Protocol):
+    """The part of an outcome that a panic tells."""
+
+    @property
+    def guid(self) -> str: ...
+    @property
+    def conflict(self) -> str: ...
+
+
+def panic_if(condition: bool, name: str, uuid: str, outcome: Conflict) -> None:  # noqa: FBT001 - as in TypeScript
+    """Stop the workflow for good if the condition holds: an operator must decide."""
+    if condition:
+        raise Panic(name, uuid, outcome.guid, outcome.conflict)
+
+
+def saved[T](step: ResonateFuture[T]) -> Generator[Any, Any, T]:
+    """Wait for the saved result of a step: `yield from saved(ctx.run(...))`. In an `async def` it is `await ctx.run(...)`."""
+    return step.__await__()
 
 
 def found(reference: str, rows: list[Row], accounts: list[str]) -> str:

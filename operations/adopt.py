@@ -23,9 +23,10 @@ from clients.command.console import print_diagnostic, print_result
 from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.promises.reading import EXISTING
-from create_account import DEADLINE, Stores, create_account
+from create_account import DEADLINE, Stores
 from operations.opening import connect
 from operations.reading import read_state, with_readers
+from operations.steps import register_adoptions
 
 if TYPE_CHECKING:
     import tigerbeetle as tb
@@ -160,6 +161,7 @@ async def carry_out(attempt: Attempt, settings: Settings) -> None:
         if attempt.existing:
             existing = cast("SystemOfRecord", ExistingAccounts(clients.record, clients.outages))
             resonate.with_dependency(Stores(clients.reference, existing))
-        start = resonate.options(timeout=DEADLINE, target=EXISTING if attempt.existing else OPERATORS).run
-        settling = clients.settled(attempt.id, lambda: start(attempt.id, create_account, *attempt.arguments))
+        version, target = register_adoptions(resonate), EXISTING if attempt.existing else OPERATORS
+        start = resonate.options(timeout=DEADLINE, target=target, version=version).run
+        settling = clients.settled(attempt.id, lambda: start(attempt.id, "adopt_account", *attempt.arguments))
         await (await clients.outages.result_or_raise(settling)).result()

@@ -31,11 +31,11 @@ from resonate.error import AlreadyRegisteredError, ApplicationError
 
 from clients.account import account_of, check_request, promise_id
 from clients.errors import Unavailable
-from clients.panic import Panic
+from clients.panic import Panic, panic_if
 from clients.promises import cannot_run
 from clients.promises.claims import Claims, batch_of
 from clients.promises.reading import get_promise, handle_of
-from create_account import DEADLINE, Outcome, Stores, commit_account, panic_if, stage_account
+from create_account import DEADLINE, Outcome, Stores, commit_account, stage_account
 from operations.steps import are_of_batches, versions
 
 if TYPE_CHECKING:

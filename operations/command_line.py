@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
     """A parser that says how to write a uuid which begins with a dash."""
 
     def error(self, message: str) -> NoReturn:
-        if any(argument.startswith("-") for argument in sys.argv[1:]) and "--" not in sys.argv:
+        takes_uuid = any(action.dest == "uuid" for action in self._actions)
+        if takes_uuid and any(argument.startswith("-") for argument in sys.argv[1:]) and "--" not in sys.argv:
             message += "; if the uuid begins with a dash, write -- before it"
         super().error(message)
 

@@ -94,9 +94,11 @@ input. If it is interrupted, run it again with the same input: it prints the who
 
 Exit status:
   0    all accounts exist
-  1    also: an account is pending, because another process works on it for longer than 30 s; run again
-  2    a line is invalid; it is named and skipped. Or the input is no list of uuids
+  1    a store, a server or a setting is unavailable or invalid, or another process works on an account for longer than
+       30 s; run again
+  2    the command line is invalid, or the input is no list of uuids, or a line is invalid; it is named and skipped
   98   an account is halted; it is named at the end
+  130  Ctrl-C: the command dies of SIGINT (143: SIGTERM, 129: SIGHUP)
 """,
     "reference": """\
 Which store is the System of Reference? All processes of a Resonate server must use the same one, and the same
@@ -145,11 +147,13 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser("python -m operations", description=DESCRIPTION, formatter_class=layout)
+    parser = Parser(
+        "python -m operations", usage="%(prog)s [-h] [-v] COMMAND ...", description=DESCRIPTION, formatter_class=layout
+    )
     add_verbose(parser)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help="see above")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     parsers = {
-        name: commands.add_parser(name, description=text + COMMON, formatter_class=layout)
+        name: commands.add_parser(name, description=text if "\n  1 " in text else text + COMMON, formatter_class=layout)
         for name, text in HELP.items()
     }
     for command in parsers.values():

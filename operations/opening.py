@@ -17,7 +17,7 @@ from clients.outages import Outages
 from clients.promises import cannot_run, server
 from clients.promises.embedded import EmbeddedPromises, ReadOnlyPromises
 from clients.promises.reading import get_promise, handle_of
-from clients.promises.server import WORKERS, Requests, resonate_arguments
+from clients.promises.server import Requests
 from clients.promises.store_pin import Identity, check_or_pin
 from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import PostgresReference
@@ -51,16 +51,9 @@ class Clients:
     def __init__(self, settings: Settings, outages: Outages, *, serve: bool = False) -> None:
         self.outages = outages
         self.reference = make_reference(settings, outages)
-        self.network: EmbeddedPromises | Requests
-        arguments: dict[str, Any]
-        if settings.resonate_url is None:
-            self.network = EmbeddedPromises(settings.data_dir, WORKERS, outages)
-            # A lease is the right to run a task for some time. Only one process exists here, so 0: it never expires.
-            arguments = {"network": self.network, "ttl": timedelta(0), "subscription_refresh_secs": 0}
-        else:
-            arguments = resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=serve)
-            self.network = arguments["network"]
         self.record = make_record(settings, outages)
+        arguments = resonate_arguments(settings, outages, serve=serve)
+        self.network: EmbeddedPromises | Requests = arguments["network"]
         self.resonate = Resonate(**arguments, retry_policy=Never(), autostart=False)
         register(self.resonate, self.reference, self.record)
         self._settings = settings
@@ -71,13 +64,11 @@ class Clients:
 
         async def open_reference_and_check() -> None:
             await self.reference.open()
-            if self._settings.resonate_url is not None:
-                identity = Identity(await self.reference.identity(), str(self._settings.tb_cluster_id))
+            if isinstance(self.network, Requests):
                 async with open_promises(self._settings, self.outages) as resonate:
-                    await check_or_pin(resonate, identity)
+                    await check_or_pin(resonate, await identity_of(self.reference, self._settings))
 
-        if isinstance(self.network, EmbeddedPromises):
-            await self.network.open()
+        await self.network.open()
         # Check the store first, and only then let a worker receive tasks.
         await asyncio.gather(open_reference_and_check(), self.record.open())
         self.resonate.start()
@@ -91,14 +82,14 @@ class Clients:
         stopping = asyncio.ensure_future(self.resonate.stop())
         await asyncio.gather(self.reference.close(), self.record.close())
         await stopping
-        if isinstance(self.network, EmbeddedPromises):
-            await self.network.close()
+        await self.network.close()
 
     async def settled(self, id_: str, start: Callable[[], ResonateHandle[Any]]) -> ResonateHandle[Any]:
         """Start or resume the workflow of a promise, wait until it is settled, and return its handle.
 
         The SDK waits for a message, without a limit. A message can be lost, and so can the lease of a process that was
-        paused or died. So this looks at the promise regularly, and starts the workflow again if nobody runs it.
+        paused or died. So this looks at the promise regularly, and starts the workflow again if nobody runs it. Which faults
+        make this necessary: docs/workarounds.md.
 
         Raises `Unexecutable`, `StillLeased`, and `Unavailable` if the promise is lost.
         """
@@ -185,13 +176,29 @@ def make_reference(settings: Settings, outages: Outages, *, read_only: bool = Fa
     return SqliteReference(settings.data_dir / "accounts.db", outages, ReadOnly if read_only else Database)
 
 
+def resonate_arguments(
+    settings: Settings, outages: Outages, *, serve: bool = False, read_only: bool = False
+) -> dict[str, Any]:
+    """Return the arguments of `Resonate` for the promises that the settings name."""
+    if settings.resonate_url is not None:
+        return server.resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+    if read_only:
+        return {"network": ReadOnlyPromises(settings.data_dir)}
+    # A lease is the right to run a task for some time. Only one process exists here, so 0: it never expires.
+    embedded = EmbeddedPromises(settings.data_dir, server.WORKERS, outages)
+    return {"network": embedded, "ttl": timedelta(0), "subscription_refresh_secs": 0}
+
+
+async def identity_of(reference: SystemOfReference, settings: Settings) -> Identity:
+    """Return what all processes of a Resonate server must agree about."""
+    return Identity(await reference.identity(), str(settings.tb_cluster_id))
+
+
 @contextlib.asynccontextmanager
 async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
     """Connect to the promises, to read them. No workflow can run here: there is no function and no listener."""
-    if settings.resonate_url is None:
-        arguments: dict[str, Any] = {"network": await ReadOnlyPromises(settings.data_dir).open()}
-    else:
-        arguments = resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=False)
+    arguments = resonate_arguments(settings, outages, read_only=True)
+    await arguments["network"].open()
     resonate = Resonate(**arguments | {"sources": []})
     try:
         yield resonate

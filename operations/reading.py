@@ -12,9 +12,10 @@ from clients.command.console import print_diagnostic
 from clients.errors import Unavailable
 from clients.outages import Outages
 from clients.promises import reading
-from clients.promises.store_pin import Identity, mismatch
+from clients.promises.store_pin import mismatch
 from operations.batch import register_workflow
-from operations.opening import make_record, make_reference, open_promises
+from operations.opening import identity_of, make_record, make_reference, open_promises
+from operations.steps import register_adoptions
 from operations.verdict import AccountState
 
 if TYPE_CHECKING:
@@ -55,13 +56,11 @@ async def with_readers[T](
 
     async def read() -> T:
         async with open_readers(settings, outages) as readers:
-            if settings.resonate_url is not None:
-                identity = Identity(await readers.reference.identity(), str(settings.tb_cluster_id))
-                line = await mismatch(readers.resonate, identity)
-                if line and refuse:
-                    raise Unavailable(line)
-                if line:
-                    print_diagnostic(line)
+            line = await mismatch(readers.resonate, await identity_of(readers.reference, settings))
+            if line and refuse:
+                raise Unavailable(line)
+            if line:
+                print_diagnostic(line)
             return await work(readers)
 
     return await outages.result_or_raise(read())
@@ -79,6 +78,7 @@ async def open_readers(settings: Settings, outages: Outages) -> AsyncIterator[Re
         await record.open()
         create_account.register(resonate, reference, record)  # runs nothing here: it says what this program can run
         register_workflow(resonate)
+        register_adoptions(resonate)
         yield Readers(reference, record, resonate)
 
 

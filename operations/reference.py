@@ -8,7 +8,7 @@ from clients.command.console import print_result
 from clients.errors import HALTED, Unavailable
 from clients.outages import Outages
 from clients.promises.store_pin import Identity, pin, pin_id, pinned
-from operations.opening import make_reference, open_promises
+from operations.opening import identity_of, make_reference, open_promises
 
 if TYPE_CHECKING:
     from clients.settings import Settings
@@ -22,7 +22,7 @@ async def run(settings: Settings, *, accept: bool) -> int:
 
     async def compare() -> tuple[int, Identity | None, Identity]:
         await reference.open()
-        present = Identity(await reference.identity(), str(settings.tb_cluster_id))
+        present = await identity_of(reference, settings)
         async with open_promises(settings, outages) as resonate:
             number, last = await pinned(resonate)
             if accept and last != present:

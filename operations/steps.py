@@ -1,6 +1,7 @@
-"""The steps of `create_account`, found by running it without a server: made-up results are sent to it.
+"""Run `create_account` in another context: without a server, to find its steps, or with a guid that is given.
 
-A batch (batch.py) implements the steps in its own way. So it is used only if it does what `create_account` does.
+A batch (batch.py) implements the steps in its own way. So it is used only if it does what `create_account` does. An adoption
+(adopt.py) runs `create_account` with the guid of a row or of an account.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import functools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from clients.account import check_request, id_of, uuid_of
 from clients.panic import Panic
 from create_account import Outcome, commit_account, generate_guid, stage_account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resonate.context import Context
     from resonate.resonate import Resonate
 
 #: A workflow that asks for more steps may wait for a result that is never made up.
 STEPS_MAX = 100
 
-_STAGED = [(generate_guid, "u", ""), (stage_account, "u", "1")]
+_STAGED = [(generate_guid, "u"), (stage_account, "u", "1")]
 _COMMITTED = [*_STAGED, (commit_account, "u", "2")]
 
 #: What a batch does for an account, by the outcomes of the steps 2 and 3: the steps with their arguments, and the end.
@@ -89,3 +92,50 @@ def versions(resonate: Resonate) -> dict[int, Callable[..., Any]]:
     """Return the registered versions of `create_account`."""
     registered = resonate._registry._by_fn.items()
     return {version: workflow for workflow, (name, version) in registered if name == "create_account"}
+
+
+# -- Adoptions -------------------------------------------------------------
+
+
+def given_guid(ctx: Context, uuid: str, guid: str) -> str:
+    """Step 1 of an adoption: return the guid that it found."""
+    check_request(ctx.info.parent_id, uuid)
+    if id_of(guid) is None or uuid_of(ctx.info.parent_id) is None:
+        raise ValueError(f"promise {ctx.info.parent_id} is no adoption of guid {guid!r}; no account was created")
+    return guid
+
+
+class _Given:
+    """A context in which step 1 returns this guid."""
+
+    def __init__(self, ctx: Any, guid: str) -> None:
+        self._ctx = ctx
+        self._guid = guid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    def options(self, **options: Any) -> _Given:
+        return _Given(self._ctx.options(**options), self._guid)
+
+    def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        if step.__name__ == generate_guid.__name__:
+            return self._ctx.run(given_guid, *arguments, self._guid)
+        return self._ctx.run(step, *arguments)
+
+
+def adopting(workflow: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the workflow of an adoption. Without a guid, it generates one."""
+
+    def adopt_account(ctx: Context, uuid: str, guid: str = "") -> Any:
+        return workflow(_Given(ctx, guid) if guid else ctx, uuid)
+
+    return adopt_account
+
+
+def register_adoptions(resonate: Resonate) -> int:
+    """Register the workflow of an adoption for each version of `create_account`. Returns the newest version."""
+    workflows = versions(resonate)
+    for version, workflow in workflows.items():
+        resonate.register(adopting(workflow), name="adopt_account", version=version)
+    return max(workflows)

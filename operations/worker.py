@@ -32,7 +32,7 @@ from clients.errors import Unavailable
 from clients.promises.server import Requests
 from clients.promises.store_pin import Identity, check_or_pin
 from operations.batch import register
-from operations.opening import connect
+from operations.opening import connect, identity_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ async def run(settings: Settings, health_file: Path | None = None) -> int:
 
 
 async def serve(settings: Settings, clients: Clients, health: HealthFile | None) -> None:
-    identity = Identity(await clients.reference.identity(), str(settings.tb_cluster_id))
+    identity = await identity_of(clients.reference, settings)
     assert isinstance(clients.network, Requests)
     try:
         await clients.outages.answer(MESSAGES, clients.network.check_delivery)

@@ -37,6 +37,7 @@ from operations import adopt
 from operations import batch as real_batches
 from operations import create as starter
 from operations.reading import Readers, read_state
+from operations.steps import adopting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
@@ -318,7 +319,11 @@ class Program:
 
     def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
         self._batches = batches
-        self.workflows = {"create_account": module.create_account, "create_accounts": batches.create_accounts}
+        self.workflows = {
+            "create_account": module.create_account,
+            "create_accounts": batches.create_accounts,
+            "adopt_account": adopting(module.create_account),
+        }
         self._positions: dict[Process, tuple[str, Any]] = {}
         self._began: dict[Process, int] = {}
 
@@ -346,7 +351,7 @@ class Program:
             return "refused", None
         if attempt is None:
             return "done", (uuid, state.guid)
-        return await self.run(attempt.id, "create_account", *attempt.arguments)
+        return await self.run(attempt.id, "adopt_account", *attempt.arguments)
 
     def _clients(self) -> Any:
         async def settled(_: str, start: Callable[[], Handle]) -> Handle:

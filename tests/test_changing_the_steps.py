@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import create_account
-from create_account import commit_account, generate_guid, panic_if, stage_account
+from clients.panic import panic_if
+from create_account import commit_account, generate_guid, stage_account
 from operations.steps import are_of_batches, names_of
 
 from .conftest import HANG_S, ROOT, ServerWorld, World, numbered, wait_until
@@ -26,7 +27,7 @@ from .operations.commands import Done, assert_verdict, commit, halt, script, sta
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 SOURCE = (ROOT / "create_account.py").read_text()
 RESULT = '    return {"uuid": uuid, "guid": committed.guid}\n'
-WORKFLOW = SOURCE[SOURCE.index("@types.coroutine\n") : SOURCE.index("T = TypeVar(")]
+WORKFLOW = SOURCE[SOURCE.index("@types.coroutine") : SOURCE.index("#: 100 years.")]
 SINGLE_RUNS = "create_account has other steps than a batch: each account is a single run, which is slower"
 
 
@@ -46,9 +47,9 @@ def changed(*edits: tuple[str, str]) -> str:
 
 ADDED = [("# -- Steps ", code("step") + "\n\n# -- Steps "), (RESULT, code("call") + RESULT)]
 RAISED = [
-    ("T = TypeVar(", WORKFLOW.replace("def create_account(", "def create_account_1(") + "T = TypeVar("),
+    ("#: 100 years.", WORKFLOW.replace("def create_account(", "def create_account_1(") + "#: 100 years."),
     (
-        '    resonate.register(create_account, name="create_account")  # other steps: see docs/operations.md\n',
+        '    resonate.register(create_account, name="create_account")  # another step: see docs/operations.md\n',
         code("register"),
     ),
 ]
@@ -276,9 +277,9 @@ def edited(text: str, edit: str) -> Any:
     return names["create_account"]
 
 
-async def as_coroutine(ctx: Any, uuid: str, guid: str = "") -> Any:
+async def as_coroutine(ctx: Any, uuid: str) -> Any:
     """The same steps, written with `await`."""
-    guid = await ctx.run(generate_guid, uuid, guid)
+    guid = await ctx.run(generate_guid, uuid)
     staged = await ctx.run(stage_account, uuid, guid)
     panic_if(staged.type == "exists_diff", "SQLite exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)

@@ -19,14 +19,14 @@ NO_ROW = "account without its row"
 #: The text, its replacement, the faults of the scope, and the invariant that catches the edit.
 EXPLORED = {
     "the guid is not recorded": (
-        "guid = yield from saved(ctx.run(generate_guid, uuid, guid))", "guid = str(tb.id())", set(), FALSE_PANIC,
+        "guid = yield from saved(ctx.run(generate_guid, uuid))", "guid = str(tb.id())", set(), FALSE_PANIC,
     ),
     "the two writes are swapped": (
         "ctx.run(stage_account", "ctx.run(commit_account", set(), FALSE_PANIC,
     ),
-    "the stage step writes no row": (" or await reference.stage(uuid, guid)", "", set(), FALSE_PANIC),
+    "the stage step writes no row": ("await stores.reference.stage(uuid, guid)", "rows", set(), FALSE_PANIC),
     "a written row is a conflict": (
-        'if not rows:\n        return Outcome("created", guid)', 'if not rows:\n        return Outcome("exists_diff", guid)', set(),
+        'if not existing_rows:\n        return Outcome("created", guid)', 'if not existing_rows:\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
     ),
     "a row that this workflow wrote is a conflict": (
@@ -37,28 +37,28 @@ EXPLORED = {
         'panic_if(staged.type == "exists_diff"', 'panic_if(staged.type != "exists_diff"', set(), FALSE_PANIC,
     ),
     "the commit step reads an account of its own as another": (
-        "or accounts not in ([], [guid])", "or accounts", set(), FALSE_PANIC,
+        "if other_accounts or rows", "if accounts or rows", set(), FALSE_PANIC,
     ),
     "the commit step creates nothing": (
-        "existing = await record.create(account_of(uuid, guid))", "existing = None",
+        "existing_account = await stores.record.create(account_of(uuid, guid))", "existing_account = None",
         set(), NO_ACCOUNT,
     ),
     "the owner is left out": (
         "create(account_of(uuid, guid))", "create(tb.Account(id=int(guid), ledger=1, code=1))", set(), NO_ACCOUNT,
     ),
     "a created account is a conflict": (
-        'existing is None:\n        return Outcome("created", guid)', 'existing is None:\n        return Outcome("exists_diff", guid)', set(),
+        'existing_account is None:\n        return Outcome("created", guid)', 'existing_account is None:\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
     ),
     "an account that this workflow created is a conflict": (
-        'uuid):\n        return Outcome("exists_same", guid)', 'uuid):\n        return Outcome("exists_diff", guid)', set(),
+        'differing_fields:\n        return Outcome("exists_same", guid)', 'differing_fields:\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
     ),
     "a closed account is taken for another": (
-        "if not differences(existing, uuid):", "if existing == account_of(uuid, guid):", {"closing transfer"}, FALSE_PANIC,
+        "if not differing_fields:", "if existing_account == account_of(uuid, guid):", {"closing transfer"}, FALSE_PANIC,
     ),
     "an account with other fields is taken for this one": (
-        'return Outcome("exists_diff", guid, conflicts.other_account', 'return Outcome("exists_same", guid, conflicts.other_account',
+        'return Outcome("exists_diff", guid, f"TigerBeetle', 'return Outcome("exists_same", guid, f"TigerBeetle',
         {"foreign account"}, NO_ACCOUNT,
     ),
     "the panic of a foreign account is forgotten": (
@@ -68,10 +68,10 @@ EXPLORED = {
         'panic_if(committed.type == "ordering_violated"', "panic_if(False", {"SQLite lost"}, NO_ACCOUNT,
     ),
     "the row is not read before the commit": (
-        "if rows != [(uuid, guid)] or accounts", "if accounts", {"SQLite lost"}, NO_ROW,
+        "if other_accounts or rows != [(uuid, guid)]:", "if other_accounts:", {"SQLite lost"}, NO_ROW,
     ),
     "a missing row at the commit is an account": (
-        'return Outcome("ordering_violated", guid, conflicts.not_staged', 'return Outcome("exists_same", guid, conflicts.not_staged',
+        'rows != [(uuid, guid)]:\n        return Outcome("ordering_violated"', 'rows != [(uuid, guid)]:\n        return Outcome("exists_same"',
         {"SQLite lost"}, NO_ACCOUNT,
     ),
     "the workflow returns its own guid, not the recorded one": (
@@ -97,7 +97,7 @@ def test_explorer_catches_the_fault(name: str) -> None:
 
 def test_explorer_refuses_a_step_with_the_default_deadline() -> None:
     """The embedded engine does not expire a step, and the clock of a Resonate server cannot be moved."""
-    source = edited("ctx = ctx.options(timeout=DEADLINE)\n    store", "store")
+    source = edited("ctx = ctx.options(timeout=DEADLINE)\n    reference", "reference")
     with pytest.raises(AssertionError, match="a step without the deadline"):
         explore(scope_of(()), load(source))
 

@@ -17,12 +17,12 @@ from .conftest import World
 from .operations.commands import assert_adopted, resolve
 
 
-def request(world: World, id_: str, uuid: str, *guid: Any) -> Any:
+def request(world: World, id_: str, uuid: str) -> Any:
     """Run the workflow as a worker would, whatever the id and the argument."""
 
     async def main() -> Any:
         async with connect(Settings.read(world.env)) as (resonate, _):
-            promise = resonate.options(timeout=DEADLINE).run(id_, create_account, uuid, *guid)
+            promise = resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
             return await promise.result()
 
     return asyncio.run(main())
@@ -39,26 +39,6 @@ def test_promise_of_another_uuid_is_rejected_and_nothing_is_written(world: World
         request(world, f"{prefix}{user}", other)
     assert nothing_is_written(world, user, other)
     assert world.run(other).status == 0
-
-
-@pytest.mark.parametrize(
-    "id_", ["create-account-{}", "other-{}", "create-account_attempt-1-{}", "create-account_attempt-{}"]
-)
-def test_guid_in_a_request_that_is_no_adoption_is_rejected_and_nothing_is_written(
-    world: World, user: str, guid: str, id_: str
-) -> None:
-    with pytest.raises(ValueError, match=rf"is no adoption, but gives the guid '{guid}'; no account was created"):
-        request(world, id_.format(user), user, guid)
-    assert nothing_is_written(world, user)
-
-
-@pytest.mark.parametrize("guid", ["0", "017", "-1", "abc", str(2**128 - 1), "9" * 50])
-def test_guid_of_an_adoption_that_is_not_canonical_is_rejected_and_nothing_is_written(
-    world: World, user: str, guid: str
-) -> None:
-    with pytest.raises(ValueError, match=rf"gives '{guid}', which is not a valid account id; no account was created"):
-        request(world, promise_id(user, 2), user, guid)
-    assert nothing_is_written(world, user)
 
 
 def test_adopt_again_creates_the_account_of_a_spoiled_promise(world: World, user: str) -> None:

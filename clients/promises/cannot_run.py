@@ -4,7 +4,7 @@ It requests a function, or a version of it, that this program lacks, or it canno
 fail in the same way. `obstacle` reads this from the promise, which needs no lease. A recorded result that cannot be
 decoded is found by the execution.
 
-The SDK releases such a task, logs the reason, and waits for the result without a limit. `Clients.result_of` ends the wait,
+The SDK releases such a task, logs the reason, and waits for the result without a limit. `Clients.settled` ends the wait,
 and the promise stays pending: see docs/workarounds.md.
 """
 

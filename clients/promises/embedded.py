@@ -1,6 +1,7 @@
 """The embedded promises, for testing only: the SDK's in-process engine, made durable in an SQLite file.
 
-One process at a time may use them. A Resonate server replaces them: set RESONATE_URL.
+One process at a time may use them. A Resonate server replaces them: set RESONATE_URL. What works around a fault of the
+engine: docs/workarounds.md.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import time
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -30,6 +30,7 @@ from resonate_base import ORIGIN_HEADER
 
 from clients import limits
 from clients.errors import Closed, Unavailable
+from clients.outages import repeat
 from clients.promises import cannot_run
 from clients.stores.read_only import ReadOnly
 from clients.stores.sqlite_file import Database, cannot_open, check_identity, create_private, identity
@@ -274,7 +275,7 @@ class ReadOnlyPromises:
     """Answers `promise.get` and `promise.search` from the file, without its lock, and changes nothing."""
 
     def __init__(self, directory: Path) -> None:
-        self._database = ReadOnly(directory / "promises.db")
+        self._database = ReadOnly(directory / "promises.db", schema="")
 
     async def open(self) -> Self:
         await self._database.open()
@@ -337,21 +338,21 @@ async def _lock(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR)
     except OSError as error:
         raise cannot_open(path, error) from error
-    give_up = time.monotonic() + limits.FIRST_ANSWER_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                holder = os.pread(descriptor, 32, 0).decode()
-                os.close(descriptor)
-                this = " (this one)" if holder == str(os.getpid()) else ""
-                raise Unavailable(
-                    f"{path.parent} is in use by process {holder}{this}; wait for it, or start a Resonate server "
-                    "(RESONATE_URL), which several processes can share"
-                ) from None
-            await asyncio.sleep(LOCK_RETRY_S)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            return descriptor
+
+    async def lock() -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    try:
+        timeout_s = limits.FIRST_ANSWER_TIMEOUT_S
+        await repeat(lock, lambda error: isinstance(error, BlockingIOError), timeout_s, LOCK_RETRY_S)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode()
+        os.close(descriptor)
+        this = " (this one)" if holder == str(os.getpid()) else ""
+        raise Unavailable(
+            f"{path.parent} is in use by process {holder}{this}; wait for it, or start a Resonate server "
+            "(RESONATE_URL), which several processes can share"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor

@@ -1,4 +1,4 @@
-"""The connection to a Resonate server: the SDK's connection, and the workarounds that several processes need."""
+"""The connection to a Resonate server: the SDK's connection, with workarounds: docs/workarounds.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REFRESH_INTERVAL_S = 5
 
 
 class Backoff(ExponentialBackoff, frozen=True):
-    """The SDK's delays, which end with an OverflowError after 1,024 attempts: canary test_backoff_ends_at_an_overflow."""
+    """The SDK's delays, which end with an OverflowError after 1,024 attempts."""
 
     def delay(self, attempt: int) -> float:
         return super().delay(min(attempt, 100))
@@ -115,7 +115,7 @@ def parsed(response: str) -> Response:
 
 
 class Requests(HttpConnection):
-    """The SDK's requests, with workarounds: docs/workarounds.md names each fault, and the test that fails without it."""
+    """The SDK's requests. Each method works around a fault: docs/workarounds.md."""
 
     def __init__(
         self, url: str, token: str | None, outages: Outages, messages: Messages, pid: str, *, serve: bool
@@ -133,6 +133,12 @@ class Requests(HttpConnection):
         self._failing: set[asyncio.Task[Any] | None] = set()
         self._reported_tasks: set[str] = set()
         self.unexecutable: dict[str, ResonateError] = {}
+
+    async def open(self) -> None:
+        """The SDK connects with the first request."""
+
+    async def close(self) -> None:
+        """The SDK has closed the connection."""
 
     @property
     def busy(self) -> bool:
@@ -213,8 +219,6 @@ class Requests(HttpConnection):
             return await super().send(req, headers)
         except UnicodeDecodeError:
             return "not UTF-8"
-        except Exception as error:
-            raise error if isinstance(error, ResonateError) else ConnectorError(error) from error
         finally:
             self._began.pop(asyncio.current_task(), None)
             self._failing.discard(asyncio.current_task())
@@ -333,15 +337,7 @@ class Requests(HttpConnection):
 
 
 class Messages(SSEConnection):
-    """The SDK's listener, with workarounds.
-
-    - Silence: the SDK does not handle the `TimeoutError` that ends a response after aiohttp's limit of five minutes.
-      It would never receive a message again. Here a silent connection is closed after `SILENCE_TIMEOUT_S`; the SDK
-      then reconnects. Canary: test_listener_ends_for_good_at_the_time_limit_of_aiohttp.
-    - The queue: the SDK queues every task that the server offers, and the server offers an unstarted task again and
-      again. Here each task is queued once. If the queue is full, the task is left to the server.
-      Canary: test_sdk_queues_a_task_each_time_that_it_is_offered.
-    """
+    """The SDK's listener. It reconnects after a silence, and queues each task once: docs/workarounds.md."""
 
     def __init__(self, url: str, token: str | None, pid: str, group: str) -> None:
         super().__init__(url=url, pid=pid, group=group, auth=token, backoff=RECONNECT)

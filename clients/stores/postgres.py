@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from clients import limits
 from clients.errors import Closed, NoAnswer, Unavailable
+from clients.outages import repeat
 from clients.stores.batcher import Batcher
 from clients.stores.system_of_reference import EXISTS, Row, SystemOfReference, check_form
 
@@ -384,27 +385,27 @@ class PostgresReference(SystemOfReference):
         """Return the answer. Passing errors are repeated until the time is over; every request may be repeated."""
         import asyncpg  # noqa: PLC0415
 
-        now = asyncio.get_running_loop().time
-        give_up = now() + timeout_s
-        while not self._closed:
-            try:
-                return await self._ask(request, timeout_s)
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,  # no thread is left to look up a host name
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-            ) as error:
-                if self._closed:
-                    break
-                passing = is_passing(error)
-                if not passing or now() > give_up:
-                    outage = NoAnswer if passing or isinstance(error, socket.gaierror) else Unavailable
-                    raise outage(self._explain(error)) from error
-            await asyncio.sleep(RETRY_INTERVAL_S)
-        raise Closed(f"the connection to {self.store} is closing; run again to resume")
+        closed = Closed(f"the connection to {self.store} is closing; run again to resume")
+
+        async def attempt() -> T:
+            if self._closed:
+                raise closed
+            return await self._ask(request, timeout_s)
+
+        try:
+            return await repeat(attempt, is_passing, timeout_s, RETRY_INTERVAL_S)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,  # no thread is left to look up a host name
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
+            if self._closed:
+                raise closed from error
+            outage = NoAnswer if is_passing(error) or isinstance(error, socket.gaierror) else Unavailable
+            raise outage(self._explain(error)) from error
 
     async def _ask[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float) -> T:
         """Make one attempt, of at most `timeout_s`. Raises TimeoutError."""
@@ -493,4 +494,4 @@ def is_passing(error: Exception) -> bool:
     """Return whether a later attempt can succeed without a change of settings."""
     if state := sqlstate(error):
         return state.startswith(PASSING)
-    return not isinstance(error, (ValueError, socket.gaierror))
+    return not isinstance(error, (Unavailable, ValueError, socket.gaierror))

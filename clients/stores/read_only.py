@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sqlite3
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from clients.errors import Unavailable
+from clients.outages import repeat
 from clients.stores.sqlite_file import ENDS, Database, check_regular, remedy, text_or_bytes
 
 if TYPE_CHECKING:
@@ -45,9 +44,6 @@ class ReadOnly(Database):
 
     writable = False
 
-    def __init__(self, path: Path, schema: str = "") -> None:
-        super().__init__(path, schema)
-
     async def open(self) -> ReadOnly:
         await self.read("SELECT 1 FROM sqlite_master")
         return self
@@ -56,15 +52,15 @@ class ReadOnly(Database):
         """Return what `work` reads. Raises `Unavailable` if the file cannot be read."""
         if writes:
             raise NotImplementedError(f"{self.path} is open for reading only")
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self._read(work)
-            except (sqlite3.Error, OSError) as error:
-                if time.monotonic() > give_up:
-                    action = remedy(error, "check the file")
-                    raise Unavailable(f"cannot read {self.path}: {error}; {action}") from error
-                await asyncio.sleep(0.02)
+
+        async def attempt() -> T:
+            return self._read(work)
+
+        try:
+            return await repeat(attempt, lambda error: isinstance(error, (sqlite3.Error, OSError)), PATIENCE_S, 0.02)
+        except (sqlite3.Error, OSError) as error:
+            action = remedy(error, "check the file")
+            raise Unavailable(f"cannot read {self.path}: {error}; {action}") from error
 
     def _read[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
         main = Path(os.path.realpath(self.path))  # SQLite follows a link, and the other files are beside the target

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from clients import limits
 from clients.errors import Closed, Unavailable
+from clients.outages import repeat
 from clients.stores.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -249,18 +250,18 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _retry_while_locked[T](self, attempt: Callable[[], Awaitable[T]], timeout_s: float) -> T:
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + timeout_s
-        while True:
-            try:
-                return await attempt()
-            except sqlite3.Error as error:
-                if primary_code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    action = remedy(error, "check the file and run again")
-                    raise Unavailable(f"cannot use {self.path}: {error}; {action}") from error
-                if loop.time() > give_up or self._closed or self.fail_if_locked:
-                    raise Unavailable(
-                        f"{self.path} is locked by another process, or its file system has no locks; end that process, or "
-                        f"{LOCAL}"
-                    ) from error
-                await asyncio.sleep(LOCK_RETRY_S)
+        def passes(error: Exception) -> bool:
+            return is_locked(error) and not (self._closed or self.fail_if_locked)
+
+        try:
+            return await repeat(attempt, passes, timeout_s, LOCK_RETRY_S)
+        except sqlite3.Error as error:
+            action = remedy(error, "check the file and run again")
+            problem = f"cannot use {self.path}: {error}; {action}"
+            if is_locked(error):
+                problem = f"{self.path} is locked by another process, or its file system has no locks; end that process, or {LOCAL}"
+            raise Unavailable(problem) from error
+
+
+def is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

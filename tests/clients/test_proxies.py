@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from clients import limits
 from clients.errors import Unavailable
@@ -24,7 +25,6 @@ from ..conftest import HANG_S, ServerWorld, assert_accounts_exist, free_port, nu
 from ..operations.backfills import backfill, done
 from ..operations.test_worker import worker
 from ..postgres import Postgres
-from ..test_canaries import web_server
 from .commands import assert_unavailable, command
 
 ENVELOPE = {"kind": "promise.get", "head": {"corrId": "1", "status": 404, "version": "1"}, "data": "not found"}
@@ -148,11 +148,12 @@ def test_answer_of_a_proxy_is_an_outage_that_passes(status: int, body: str) -> N
     async def main() -> None:
         answers = iter([(status, body), (status, body), (404, json.dumps(ENVELOPE))])
 
-        async def answer(_: web.Request) -> web.StreamResponse:
+        async def answer(_: web.BaseRequest) -> web.StreamResponse:
             code, text = next(answers)
             return web.Response(status=code, text=text)
 
-        async with web_server(answer) as url:
+        async with RawTestServer(answer) as server:
+            url = str(server.make_url("/"))
             requests = Requests(url, None, Outages(), Messages(url, None, "pid", "group"), "pid", serve=False)
             await requests.start()
             assert json.loads(await requests.send(REQUEST)) == ENVELOPE
@@ -187,12 +188,12 @@ def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, cas
     status, body, words = ENDS[case]
     monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.3 if "did not answer" in words else HANG_S)
 
-    async def answer(_: web.Request) -> web.StreamResponse:
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=status, body=body)
 
     async def main() -> None:
-        async with web_server(answer) as url:
-            outages = Outages()
+        async with RawTestServer(answer) as server:
+            url, outages = str(server.make_url("/")), Outages()
             requests = Requests(url, None, outages, Messages(url, None, "pid", "group"), "pid", serve=waits)
             await requests.start()
             sending = asyncio.create_task(requests.send(REQUEST))

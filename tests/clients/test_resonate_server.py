@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from clients.promises.server import RECONNECT
+
 from ..conftest import HANG_S, ServerWorld, World, free_port, numbered, wait_until
 from ..processes import Process
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
@@ -23,6 +25,10 @@ def test_unavailable_resonate_server_is_named(embedded_world: World, tb_address:
     assert_unavailable(
         command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "RESONATE_URL": url}), url, "start it"
     )
+
+
+def test_delay_between_two_attempts_stays_short_in_a_long_outage() -> None:
+    assert RECONNECT.delay(10**6) == RECONNECT.max_delay
 
 
 @pytest.fixture

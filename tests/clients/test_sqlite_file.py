@@ -169,7 +169,7 @@ async def open_and_close_another(path: Path, _: Database) -> None:
 
 
 async def read_with_another(path: Path, _: Database) -> None:
-    reader = await ReadOnly(path).open()
+    reader = await ReadOnly(path, schema="").open()
     await reader.read("SELECT * FROM numbers")
     await reader.close()
 

@@ -136,25 +136,15 @@ def test_caller_receives_the_panic(server_world: ServerWorld, user: str) -> None
     assert str(panic.value) == single.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "b", "c"), (5,), (None,), ("a", 5)], ids=str)
+@pytest.mark.parametrize("arguments", [(), ("a", "17"), (5,), (None,)], ids=str)
 def test_wrong_arguments_reject_the_promise(server_world: ServerWorld, user: str, arguments: Any) -> None:
     async def main() -> None:
         async with caller(server_world) as resonate, asyncio.timeout(HANG_S):
             await resonate.options(target=TARGET).rpc(user, "create_account", *arguments).result()
 
-    with worker(server_world) as serving, pytest.raises((ResonateError, ValueError)):
+    with worker(server_world) as serving, pytest.raises(ResonateError):
         asyncio.run(main())
     assert serving.said() == serving.said("serving") + serving.said("stopping")
-
-
-def test_worker_rejects_a_request_that_gives_a_guid(server_world: ServerWorld, user: str, guid: str) -> None:
-    async def main() -> None:
-        async with caller(server_world) as resonate, asyncio.timeout(HANG_S):
-            await resonate.options(target=TARGET).rpc(f"create-account-{user}", "create_account", user, guid).result()
-
-    with worker(server_world), pytest.raises(ValueError, match="is no adoption, but gives the guid"):
-        asyncio.run(main())
-    assert server_world.rows(user) == server_world.accounts(user) == []
 
 
 GARBAGE = {
