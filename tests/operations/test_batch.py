@@ -16,15 +16,17 @@ import pytest
 import tigerbeetle as tb
 
 from clients.account import owner_of, promise_id
+from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.settings import Settings
-from operations.batch import batch_id, create_accounts, register
+from operations.batch import batch_id, create_accounts, create_batch, register
+from operations.create import create
 from operations.opening import connect
 
 from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS
 from .backfills import cancel, killed, promise_of, run
-from .commands import assert_adopted, commit, script, stage, unstage
+from .commands import assert_adopted, commit, resolve, script, stage, unstage
 from .test_worker import worker
 
 #: After the claims exist, and before the batch is settled.
@@ -407,3 +409,82 @@ def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(world_with_own_
     created, by_scan, by_owner = asyncio.run(newer())
     assert by_scan == created, "the first account is older"
     assert by_owner == [world.accounts(uuids[0]), *created[1:]]
+
+
+# -- Faults between the steps of a batch -------------------------------------
+
+
+def interrupt_after(world: World, request: str, *uuids: str) -> None:
+    """Run a batch that ends at an outage, directly after this request to the System of Reference is carried out."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            real = getattr(clients.reference, f"_{request}")
+
+            async def interrupted(*args: Any) -> Any:
+                await real(*args)
+                raise Unavailable("interrupted")
+
+            setattr(clients.reference, f"_{request}", interrupted)
+            await clients.outages.result_or_raise(create_batch(list(uuids), resonate, clients))
+
+    with pytest.raises(Unavailable, match="interrupted"):
+        asyncio.run(run())
+
+
+def resume(world: World, *uuids: str) -> None:
+    """Run the batch to its end, and then the first uuid."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            await create_batch(list(uuids), resonate, clients)
+            await create(uuids[0], resonate, clients)
+
+    asyncio.run(run())
+
+
+def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_row(embedded_world: World) -> None:
+    interrupt_after(embedded_world, "stage_many", "a", "b")
+    other = str(tb.id())
+    commit(embedded_world, "a", other)
+
+    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
+        resume(embedded_world, "a", "b")
+
+    assert embedded_world.accounts("a") == [other]
+
+
+def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(embedded_world: World) -> None:
+    other, ledger = str(tb.id()), embedded_world.data / "ledger.db"
+    commit(embedded_world, "a", other)
+    before = ledger.read_bytes()
+    embedded_world.lose_ledger()
+    commit(embedded_world, "c", str(tb.id()))
+    interrupt_after(embedded_world, "rows_of_many", "a", "b")
+    embedded_world.lose_ledger()
+    ledger.write_bytes(before)
+
+    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
+        resume(embedded_world, "a", "b")
+
+    assert embedded_world.accounts("a") == [other]
+
+
+@pytest.mark.parametrize("value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}])
+def test_batch_that_another_program_resolves_does_not_stop_backfill(embedded_world: World, value: object) -> None:
+    resolve(embedded_world, batch_id(["a", "b"]), value)
+    done = script(embedded_world, "backfill", stdin="a\nb\n")
+    assert done.returncode == 0, done.stderr
+    assert "created 2, existing 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_batch_with_more_text_in_its_conflicts_than_the_server_accepts_ends(server_world: ServerWorld) -> None:
+    uuids = [f"u{number}" for number in range(300)]
+    for uuid in uuids:
+        stage(server_world, uuid, f"{uuid}-" + "x" * 10_000)
+
+    done = script(server_world, "backfill", stdin="".join(f"{uuid}\n" for uuid in uuids))
+
+    assert done.returncode == 98, done.stderr
+    assert "created 0, existing 0, halted 300, invalid 0" in done.stderr
