@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +17,7 @@ from clients.outages import Outages
 from clients.stores.system_of_record import Ledger, SystemOfRecord
 
 from ..conftest import Replica, World, free_port
+from ..postgres import lossy_proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
@@ -52,48 +49,14 @@ def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(tmp_path: Path, u
     """The account is committed, but the run does not learn of it. The next run gets EXISTS, which is no panic."""
     with Replica.started(tmp_path) as replica:
         world = World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": replica.address})
-        with proxy(replica.port) as proxied:
-            lossy = {"PATIENCE": SHORT_TIMEOUT_S, "TB_ADDRESS": f"127.0.0.1:{proxied.port}"}
+        lost = threading.Event()
+        with lossy_proxy(replica.port, b"", silent=True, after=lost) as port:
+            lossy = {"PATIENCE": SHORT_TIMEOUT_S, "TB_ADDRESS": f"127.0.0.1:{port}"}
             with world.paused_at(user, "before write 3", **lossy) as process:
-                proxied.answers = False
+                lost.set()
             assert_gave_up(world.finish(process), "TigerBeetle")
         assert len(world.accounts(user)) == 1
         assert_resumes(world, user, ["3"])
-
-
-@dataclass
-class Proxy:
-    port: int
-    answers: bool = True
-
-
-@contextlib.contextmanager
-def proxy(port: int) -> Iterator[Proxy]:
-    """Forward connections to a local port. With `answers` False, the answers get lost."""
-    with contextlib.ExitStack() as sockets, socket.create_server(("127.0.0.1", 0)) as listener:
-        proxied = Proxy(listener.getsockname()[1])
-
-        def carry(source: socket.socket, target: socket.socket, *, answers: bool) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(65536):
-                    if proxied.answers or not answers:
-                        target.sendall(data)
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_WR)
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    client = sockets.enter_context(listener.accept()[0])
-                    ledger = sockets.enter_context(socket.create_connection(("127.0.0.1", port)))
-                    for source, target, answers in ((client, ledger, False), (ledger, client, True)):
-                        threading.Thread(
-                            target=carry, args=(source, target), kwargs={"answers": answers}, daemon=True
-                        ).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield proxied
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 # -- A worker --------------------------------------------------------------
