@@ -61,6 +61,11 @@ POINTS = [*points_of(STEPS), "before print"]
 BATCH_POINTS = [*points_of(BATCH_STEPS), "between write 1", "between write 5"]
 
 
+def left_to_do(crash: str, steps: Sequence[str], points: Sequence[str]) -> list[str]:
+    """Return the steps whose results were not recorded before the crash."""
+    return [step for step in steps if points.index(crash) < points.index(f"after save {step}")]
+
+
 def kill_at(point: str) -> None:
     if os.environ.get("CRASH") == point:
         os.kill(os.getpid(), signal.SIGKILL)

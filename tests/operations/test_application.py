@@ -17,7 +17,7 @@ from clients.promises.cannot_run import Unexecutable
 from clients.settings import Settings
 from operations.application import open_accounts
 
-from ..conftest import HANG_S, Run, ServerWorld, World, format_ledger, free_port, locked, numbered, tigerbeetle_replica
+from ..conftest import HANG_S, Replica, Run, ServerWorld, World, locked, numbered
 from .commands import commit, spoil, stage
 
 
@@ -174,10 +174,9 @@ def test_each_call_ends_after_a_pause_and_the_next_one_returns_the_account(
     uuids = numbered(user, 64)
     monkeypatch.setattr(server, "LEASE", timedelta(seconds=LEASE_S))
     monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", PATIENCE_S)
-    format_ledger(tmp_path)
-    with tigerbeetle_replica(tmp_path, port := free_port()) as tigerbeetle:
-        server_world.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
-        pids = {"Resonate": server_world.resonate.pid, "TigerBeetle": tigerbeetle.pid, "application": os.getpid()}
+    with Replica.started(tmp_path) as replica:
+        server_world.env["TB_ADDRESS"] = replica.address
+        pids = {"Resonate": server_world.resonate.pid, "TigerBeetle": replica.process.pid, "application": os.getpid()}
         wake = f"kill -STOP {pids[part]}; sleep {pause_s}; kill -CONT {pids[part]}"
 
         async def main() -> tuple[list[Any], list[str], list[str | None], int]:

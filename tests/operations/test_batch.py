@@ -24,19 +24,13 @@ from operations.create import create
 from operations.opening import connect
 
 from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
-from ..crash import BATCH_POINTS, BATCH_STEPS
+from ..crash import BATCH_POINTS, BATCH_STEPS, left_to_do
 from .backfills import cancel, killed, promise_of, run
 from .commands import assert_adopted, commit, resolve, script, stage, unstage
 from .test_worker import worker
 
 #: After the claims exist, and before the batch is settled.
 CLAIMED = ["before write 2", "after write 3", "after write 4", "before save 5"]
-
-
-def left_to_do(crash: str) -> list[str]:
-    """Return the steps whose results were not recorded before the crash."""
-    crash = crash.replace("between", "after")
-    return [step for step in BATCH_STEPS if BATCH_POINTS.index(crash) < BATCH_POINTS.index(f"after save {step}")]
 
 
 def assert_all_exist(world: World, uuids: list[str]) -> dict[str, str]:
@@ -73,7 +67,9 @@ def test_killed_batch_is_resumed_by_a_rerun(world: World, user: str, crash: str)
     world.steps_file.write_text("")
     many = run(world, *uuids, STEPS_FILE=str(world.steps_file))
     assert (many.status, list(many.accounts)) == (0, uuids), many.err
-    assert world.steps_file.read_text().split() == left_to_do(crash)
+    assert world.steps_file.read_text().split() == left_to_do(
+        crash.replace("between", "after"), BATCH_STEPS, BATCH_POINTS
+    )
     assert_all_exist(world, uuids)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from clients.settings import Settings
 from create_account import DEADLINE, create_account
 from operations.opening import connect
 
-from ..conftest import ServerWorld, World, format_ledger, free_port, needs, quick_only, tigerbeetle_replica, wait_until
+from ..conftest import Replica, ServerWorld, World, quick_only, wait_until
 from .commands import (
     UNREFERENCED,
     assert_adopted,
@@ -36,7 +35,7 @@ class Files:
     """Backups of a world's files. Servers are stopped while their files are copied. PostgreSQL's rows are read."""
 
     world: World
-    tigerbeetle: subprocess.Popen[bytes] | None = None
+    replica: Replica | None = None
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     def back_up(self, store: str) -> None:
@@ -61,16 +60,11 @@ class Files:
             for path in (self.world.directory / f"backup of {store}").iterdir():
                 shutil.copy(path, directory)
 
-    def start_tigerbeetle(self) -> None:
-        port = int(self.world.env["TB_ADDRESS"].rpartition(":")[2])
-        replica = tigerbeetle_replica(self.world.directory / "own", port)
-        self.tigerbeetle = self.world.stack.enter_context(replica)
-
     def _of(self, store: str) -> list[Path]:
         if store == "promises" and isinstance(self.world, ServerWorld):
             return list(self.world.promises.glob("resonate.db*"))
-        if store == "TigerBeetle" and self.tigerbeetle:
-            return list((self.world.directory / "own").glob("*.tigerbeetle"))
+        if store == "TigerBeetle" and self.replica:
+            return list(self.replica.directory.glob("*.tigerbeetle"))
         name = {"promises": "promises", "TigerBeetle": "ledger", "SQLite": "accounts"}[store]
         return list(self.world.data.glob(f"{name}.db*"))
 
@@ -80,11 +74,10 @@ class Files:
             self.world.kill_resonate()
             yield
             self.world.restart_resonate()
-        elif store == "TigerBeetle" and self.tigerbeetle:
-            self.tigerbeetle.kill()
-            self.tigerbeetle.wait()
+        elif store == "TigerBeetle" and self.replica:
+            self.replica.kill()
             yield
-            self.start_tigerbeetle()
+            self.replica.start()
         else:
             yield
 
@@ -94,11 +87,9 @@ def files(world: World) -> Files:
     """The files of a world. If it has a real TigerBeetle, only this test uses that."""
     files = Files(world)
     if "TB_ADDRESS" in world.env:
-        needs("tigerbeetle")
-        world.env["TB_ADDRESS"] = f"127.0.0.1:{free_port()}"
-        (world.directory / "own").mkdir()
-        format_ledger(world.directory / "own")
-        files.start_tigerbeetle()
+        (own := world.directory / "own").mkdir()
+        files.replica = world.stack.enter_context(Replica.started(own))
+        world.env["TB_ADDRESS"] = files.replica.address
     return files
 
 
