@@ -160,31 +160,24 @@ def test_batch_of_one_is_a_single_run(embedded_world: World, user: str) -> None:
 # -- One promise, one meaning ----------------------------------------------
 
 
-def nothing(world: World, uuid: str, guid: str) -> str:
-    return guid
+SITUATIONS = [
+    "nothing", "another row", "the row of another uuid", "an account without its row", "the account of another uuid"
+]  # fmt: skip
 
 
-def other_row(world: World, uuid: str, guid: str) -> str:
-    stage(world, uuid, other := str(tb.id()))
+def prepare(situation: str, world: World, uuid: str, guid: str) -> str:
+    """Put something in the uuid's way. Returns its guid."""
+    other = str(tb.id()) if situation in ("another row", "an account without its row") else guid
+    match situation:
+        case "another row":
+            stage(world, uuid, other)
+        case "the row of another uuid":
+            stage(world, f"{uuid} of another", guid)
+        case "an account without its row":
+            commit(world, uuid, other)
+        case "the account of another uuid":
+            commit(world, "another", guid, code=2)
     return other
-
-
-def row_of_another(world: World, uuid: str, guid: str) -> str:
-    stage(world, f"{uuid} of another", guid)
-    return guid
-
-
-def account_without_row(world: World, uuid: str, guid: str) -> str:
-    commit(world, uuid, other := str(tb.id()))
-    return other
-
-
-def account_of_another(world: World, uuid: str, guid: str) -> str:
-    commit(world, "another", guid, code=2)
-    return guid
-
-
-SITUATIONS = [nothing, other_row, row_of_another, account_without_row, account_of_another]
 
 
 def normalized(thing: Any, names: dict[str, str]) -> Any:
@@ -199,14 +192,13 @@ def normalized(thing: Any, names: dict[str, str]) -> Any:
     return text
 
 
-@pytest.mark.parametrize("prepare", SITUATIONS, ids=lambda prepare: prepare.__name__)
-def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: str, prepare: Any) -> None:
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: str, situation: str) -> None:
     seen: list[Any] = []
     for way in ("single", "batch"):
         uuid, guid = f"{user}-{way}", str(tb.id())
-        names = {prepare(world, uuid, guid): "OTHER"} | {
-            uuid: "UUID", guid: "GUID", str(owner_of(uuid)): "OWNER"
-        }  # fmt: skip
+        names = {prepare(situation, world, uuid, guid): "OTHER"}
+        names |= {uuid: "UUID", guid: "GUID", str(owner_of(uuid)): "OWNER"}
         if way == "single":
             first = world.run(uuid, guid=guid)
             status, said = first.status, first.err.splitlines()[-1:] if first.status else []
