@@ -4,7 +4,7 @@
 - TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
 """
 
-if __name__ == "__main__":  # Only for the command line: starts operations/create.py, and does not return.
+if __name__ == "__main__":  # Skip this. It starts the command before the slow imports, and does not return.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
@@ -20,14 +20,14 @@ from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
 
 from clients.account import account_of, check_request, differences, promise_id
-from clients.panic import found, panic_if, saved
+from clients.panic import describe, panic_if, saved
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SystemOfReference
 
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine  # In your code write `async def`, and `await ctx.run(...)` in place of `yield from saved(ctx.run(...))`.
+@types.coroutine  # A generator, as in TypeScript. With `async def` and `await ctx.run(...)` it does the same.
 def create_account(ctx: Context, uuid: str) -> Any:
     """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
     ctx = ctx.options(timeout=DEADLINE)
@@ -41,7 +41,7 @@ def create_account(ctx: Context, uuid: str) -> Any:
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit what step 2 staged. After a loss of all promises, that can be another guid than step 1's.
+    # Commit the account that was staged, in the System of Record.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -50,7 +50,7 @@ def create_account(ctx: Context, uuid: str) -> Any:
     return {"uuid": uuid, "guid": committed.guid}
 
 
-#: 100 years. The SDK's default is one day: a rerun after that would fail.
+#: 100 years. The SDK's default is one day: a rerun after one day would fail.
 DEADLINE = timedelta(days=36_500)
 
 
@@ -59,13 +59,12 @@ class Outcome:
     """The result of step 2 or 3, which Resonate saves."""
 
     type: Literal[
-        # In step 2; in step 3:
-        "created",  # wrote the row; created the account
-        "exists_same",  # the same row is there; the same account is there
-        "exists_diff",  # another row has this uuid or this guid; the guid's account has different fields
-        "ordering_violated",  # the uuid has an account, but no row; the row is gone, or the uuid has another account
+        "created",  # step 2 wrote the row, step 3 created the account
+        "exists_same",  # the same row, or the same account, is there
+        "exists_diff",  # another row has this uuid or this guid, or an account with this guid has different fields
+        "ordering_violated",  # the row is not there, or an account with another guid
     ]
-    guid: str  # of the row or the account
+    guid: str  # the guid that the step was given; docs/typescript.md says why the next step takes it from here
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -74,7 +73,7 @@ class Outcome:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the promise's id does not belong to the uuid
+    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the workflow runs under another uuid's id
     return str(tb.id())
 
 
@@ -86,17 +85,17 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     accounts = await stores.record.guids_of(uuid)
     rows = await stores.reference.rows_of(uuid, guid)
     other_accounts = set(accounts) - {guid}
-    if other_accounts and not rows:  # a row was lost; a new row would lead to a second account
-        return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
+    if other_accounts and not rows:  # that account's row was lost; another row would lead to a second account
+        return Outcome("ordering_violated", guid, describe(stores.reference.name, rows, accounts))
 
-    # Write. If a row has this uuid or this guid, this writes nothing and returns that row.
+    # Write. If rows have this uuid or this guid, this writes nothing and returns them.
     existing_rows = await stores.reference.stage(uuid, guid)
 
     if not existing_rows:
         return Outcome("created", guid)
     if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, found(stores.reference.name, existing_rows, accounts))
+    return Outcome("exists_diff", guid, describe(stores.reference.name, existing_rows, accounts))
 
 
 async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
@@ -108,7 +107,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     rows = await stores.reference.rows_of(uuid, guid)
     other_accounts = set(accounts) - {guid}
     if other_accounts or rows != [(uuid, guid)]:
-        return Outcome("ordering_violated", guid, found(stores.reference.name, rows, accounts))
+        return Outcome("ordering_violated", guid, describe(stores.reference.name, rows, accounts))
 
     # Write last. If an account has this guid, this creates nothing and returns that account.
     existing_account = await stores.record.create(account_of(uuid, guid))
@@ -135,10 +134,10 @@ class Stores:
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`: by default, the SDK retries a failed step for decades. The stores wait
-    by themselves until they answer.
+    Create `Resonate` with `retry_policy=Never()`: by default, the SDK retries a failed step for decades. During an outage,
+    the stores' methods wait by themselves. If you add a step, see docs/operations.md, 'Changing the steps'.
     """
-    resonate.register(create_account, name="create_account")  # another step: see docs/operations.md
+    resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))
 
 

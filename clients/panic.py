@@ -63,7 +63,7 @@ def saved[T](step: ResonateFuture[T]) -> Generator[Any, Any, T]:
     return step.__await__()
 
 
-def found(reference: str, rows: list[Row], accounts: list[str]) -> str:
+def describe(reference: str, rows: list[Row], accounts: list[str]) -> str:
     """Say what a step found: the rows that have the uuid or the guid, and the guids of the uuid's accounts."""
     staged = " and ".join(f"uuid {uuid!r} with guid {guid}" for uuid, guid in rows) or "neither this uuid nor this guid"
     return f"{reference} stages {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'}"

@@ -62,14 +62,14 @@ async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, 
                 raise
             continue  # another process has created the promise meanwhile, and it has no task: look again
         try:
-            return await confirmed_guid(settled, uuid, clients), existed
+            return await confirmed_guid(settled, uuid, resonate, clients), existed
         except Halted:
             if (guid := await adopted_guid(uuid, resonate, clients)) is None:
                 raise
             return guid, True
 
 
-async def confirmed_guid(settled: ResonateHandle[Any], uuid: str, clients: Clients) -> str:
+async def confirmed_guid(settled: ResonateHandle[Any], uuid: str, resonate: Resonate, clients: Clients) -> str:
     """Return the guid of a settled promise, after TigerBeetle is seen to hold that account. Raises `Halted`."""
     id_ = promise_id(uuid)
     try:
@@ -82,16 +82,11 @@ async def confirmed_guid(settled: ResonateHandle[Any], uuid: str, clients: Clien
         raise Halted(
             f"PANIC: promise {id_} settled without an account: {problem}. Run: {check_command(uuid)}"
         ) from error
-    if guid is None:
-        raise Halted(f"CONFLICT: promise {id_} is resolved for uuid {result['uuid']!r}. Run: {check_command(uuid)}")
     # Read first, here too: the System of Record decides whether the account exists.
-    existing_guids = await clients.record.guids_of(uuid)
-    if existing_guids != [guid]:
-        held = f"only {', '.join(existing_guids)}" if existing_guids else "no account"
-        raise Halted(
-            f"CONFLICT: the promise records account {guid} for uuid {uuid!r}, but TigerBeetle holds {held} for this uuid. "
-            f"Run: {check_command(uuid)}"
-        )
+    if guid is None or await clients.record.guids_of(uuid) != [guid]:
+        state = await read_state(Readers(clients.reference, clients.record, resonate), uuid)
+        reasons = "; ".join(state.reasons()) or "a store has just changed"
+        raise Halted(f"CONFLICT for uuid {uuid!r}: {reasons}. Run: {check_command(uuid)}")
     if await clients.reference.rows_of(uuid, guid) != [(uuid, guid)]:
         print_diagnostic(
             f"account {guid} of uuid {uuid!r} exists, but {clients.reference.name} no longer has its row. "

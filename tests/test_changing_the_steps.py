@@ -48,10 +48,7 @@ def changed(*edits: tuple[str, str]) -> str:
 ADDED = [("# -- Steps ", code("step") + "\n\n# -- Steps "), (RESULT, code("call") + RESULT)]
 RAISED = [
     ("#: 100 years.", WORKFLOW.replace("def create_account(", "def create_account_1(") + "#: 100 years."),
-    (
-        '    resonate.register(create_account, name="create_account")  # another step: see docs/operations.md\n',
-        code("register"),
-    ),
+    ('    resonate.register(create_account, name="create_account")\n', code("register")),
 ]
 
 #: The program, by what happens to the version.

@@ -156,7 +156,7 @@ def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) ->
     resolve(world, promise_id(user), {"uuid": user, "guid": guid})
     run = world.run(user)
     assert run.status == 98
-    assert f"the promise records account {guid} for uuid {user!r}, but TigerBeetle holds no account" in run.err
+    assert f"create-account-{user} is resolved, but TigerBeetle does not hold its account {guid}" in run.err
 
 
 def test_halted_lists_each_halted_account_with_its_reason(world: World, user: str) -> None:
