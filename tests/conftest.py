@@ -218,6 +218,11 @@ class World:
     def data(self) -> Path:
         return Path(self.env["DATA_DIR"])
 
+    @property
+    def database(self) -> str:
+        """The name of the PostgreSQL database that has the rows."""
+        return self.env["REFERENCE_URL"].rpartition("/")[2]
+
     def environ(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         return clean | {"PYTHONPATH": str(ROOT)} | self.env

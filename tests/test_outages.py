@@ -62,15 +62,11 @@ class Scene:
     @contextlib.contextmanager
     def table_locked(self) -> Iterator[None]:
         """The server ends the statement by itself, also after the run has ended."""
-        with self.postgres.locked(self.database):
+        with self.postgres.locked(self.world.database):
             yield
             waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             wait_until(lambda: self.postgres.execute(waiting) == [])
             assert self.world.sql("SELECT * FROM accounts") == []
-
-    @property
-    def database(self) -> str:
-        return self.world.env["REFERENCE_URL"].rpartition("/")[2]
 
 
 @dataclass
@@ -125,7 +121,7 @@ AWAY = {
     "PostgreSQL is read-only": Away("PostgreSQL", lambda at: between(partial(at.postgres.configure, **READ_ONLY), partial(at.postgres.configure, **dict.fromkeys(READ_ONLY))), "accepts no writes", STAGE),
     "PostgreSQL's disk is full": Away(
         "PostgreSQL",
-        lambda at: at.postgres.full_disk(at.database),
+        lambda at: at.postgres.full_disk(at.world.database),
         "No space left on device; free some disk space on the server",
         STAGE,
         run_waits=False,

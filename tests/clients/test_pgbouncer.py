@@ -32,7 +32,7 @@ def test_write_has_its_settings_behind_pgbouncer(
     postgres_world: World, postgres: Postgres, user: str, mode: str, ignored: str
 ) -> None:
     """The database's defaults are the opposite. A trigger records the settings of the writing transaction."""
-    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    database = postgres_world.database
     postgres_world.run(f"{user}-first")
     wanted = {
         "synchronous_commit": "on",

@@ -22,7 +22,6 @@ class Rows:
     """A world whose tables exist, and a way to change them."""
 
     world: World
-    database: str
     change: Callable[[str], None]
 
 
@@ -30,7 +29,6 @@ class Rows:
 def rows(request: pytest.FixtureRequest, store: str, user: str) -> Rows:
     world: World = request.getfixturevalue("embedded_world" if store == "SQLite" else "postgres_world")
     world.run(f"{user}-first")
-    database = world.env.get("REFERENCE_URL", "").rpartition("/")[2]
 
     def change(sql: str) -> None:
         if store == "SQLite":
@@ -38,9 +36,9 @@ def rows(request: pytest.FixtureRequest, store: str, user: str) -> Rows:
                 db.executescript(sql)
         else:
             for statement in sql.split("; "):
-                request.getfixturevalue("postgres").execute(statement, database)
+                request.getfixturevalue("postgres").execute(statement, world.database)
 
-    return Rows(world, database, change)
+    return Rows(world, change)
 
 
 postgresql = pytest.mark.parametrize("store", [pytest.param("PostgreSQL", marks=pytest.mark.slow)])
@@ -102,12 +100,12 @@ def test_table_of_another_form_is_refused(rows: Rows, user: str, store: str, cha
 @postgresql
 def test_row_level_security_is_refused(rows: Rows, postgres: Postgres, user: str) -> None:
     """It hides rows from this role."""
-    role = f"r_{rows.database}"
+    role = f"r_{rows.world.database}"
     rows.change(
         f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT SELECT, INSERT ON accounts, reference TO {role}"
     )
     rows.change("ALTER TABLE accounts ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON accounts USING (guid = '')")
-    url = postgres.url(rows.database, role)
+    url = postgres.url(rows.world.database, role)
     assert_gave_up(rows.world.run(user, REFERENCE_URL=url), "lacks no row level security")
 
 
@@ -132,10 +130,10 @@ def test_table_whose_keys_are_being_rebuilt_is_accepted(rows: Rows, postgres: Po
     """REINDEX CONCURRENTLY waits for an older transaction. Meanwhile there is a second index that is not valid."""
 
     def indexes() -> int:
-        return len(postgres.execute("SELECT FROM pg_indexes WHERE tablename = 'accounts'", rows.database))
+        return len(postgres.execute("SELECT FROM pg_indexes WHERE tablename = 'accounts'", rows.world.database))
 
     async def main() -> None:
-        older, rebuilding = [await asyncpg.connect(postgres.url(rows.database)) for _ in range(2)]
+        older, rebuilding = [await asyncpg.connect(postgres.url(rows.world.database)) for _ in range(2)]
         async with older.transaction():
             await older.execute("INSERT INTO accounts VALUES ('older', '1')")
             rebuilt = asyncio.create_task(rebuilding.execute("REINDEX TABLE CONCURRENTLY accounts"))
