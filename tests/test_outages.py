@@ -30,8 +30,10 @@ from .postgres import PASSWORD, Postgres
 @contextlib.contextmanager
 def between(begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
     begin()
-    yield
-    end()
+    try:
+        yield
+    finally:
+        end()
 
 
 @dataclass
@@ -51,13 +53,27 @@ class Scene:
     def locked(self, file: str) -> Context[None]:
         return locked(self.world.data / file)
 
-    @contextlib.contextmanager
-    def full_disk_of_the_worker(self) -> Iterator[None]:
+    def full_disk_of_the_worker(self) -> Context[None]:
         """Limit the size of the worker's files."""
-        pid, no_limit = self.worker.process.pid, resource.RLIM_INFINITY
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, no_limit))
-        yield
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (no_limit, no_limit))
+        limit = partial(resource.prlimit, self.worker.process.pid, resource.RLIMIT_FSIZE)
+        no_limit = resource.RLIM_INFINITY
+        return between(lambda: limit((4096, no_limit)), lambda: limit((no_limit, no_limit)))
+
+    def tigerbeetle_down(self) -> Context[None]:
+        return between(self.replica.kill, self.replica.start)
+
+    def resonate_down(self) -> Context[None]:
+        return between(self.resonate.kill_resonate, self.resonate.restart_resonate)
+
+    def postgres_down(self, number: signal.Signals = signal.SIGQUIT) -> Context[None]:
+        return between(lambda: self.postgres.stop(number), self.postgres.start)
+
+    def postgres_read_only(self) -> Context[None]:
+        """Reads of open connections still succeed; a new connection is refused."""
+        set_to = self.postgres.configure
+        return between(
+            lambda: set_to(default_transaction_read_only="on"), lambda: set_to(default_transaction_read_only=None)
+        )
 
     @contextlib.contextmanager
     def table_locked(self) -> Iterator[None]:
@@ -80,28 +96,20 @@ class Away:
     outage: Callable[[Scene], Context[Any]]
     words: str
     points: dict[str, str]
-    run_waits: bool = True  # a run waits until the outage ends; else it gives up at once, or waits for the server
+    run_waits: bool = True  # not for a full disk, which ends a run at once, nor for a lock that its end waits for
     worker_waits: bool = True
 
 
-#: Reads of open connections still succeed; a new connection is refused.
-READ_ONLY = {"default_transaction_read_only": "on"}
-
 STAGE = {"before write 2": "23"}
 NO_ANSWER = "did not answer within"
-AT_EACH_POINT = {
+EACH_POINT = {
     "before create 2": "23",
     "before write 2": "3",
     "before write 3": "3",
     "after write 3": "",
     "before settle the promise": "",
 }
-POINTS_OF_RESONATE = {
-    "before create 1": "123",
-    "before write 3": "3",
-    "after write 3": "3",
-    "before settle the promise": "",
-}
+OF_RESONATE = {"before create 1": "123", "before write 3": "3", "after write 3": "3", "before settle the promise": ""}
 
 AWAY = {
     "SQLite is locked": Away("accounts.db", lambda at: at.locked("accounts.db"), "is locked by another process", STAGE),
@@ -109,16 +117,18 @@ AWAY = {
         "ledger", lambda at: at.locked("ledger.db"), "the embedded ledger", {"before write 3": "3"}, worker_waits=False
     ),
     "the disk is full": Away("accounts.db", Scene.full_disk_of_the_worker, "disk I/O error", {}),
-    "TigerBeetle is down": Away("TigerBeetle", lambda at: between(at.replica.kill, at.replica.start), NO_ANSWER, AT_EACH_POINT, worker_waits=False),
-    "TigerBeetle is paused": Away("TigerBeetle", lambda at: paused(at.replica.process), NO_ANSWER, {"before write 3": "3"}),
-    "Resonate is down": Away("Resonate", lambda at: between(at.resonate.kill_resonate, at.resonate.restart_resonate), NO_ANSWER, POINTS_OF_RESONATE, worker_waits=False),
+    "TigerBeetle is down": Away("TigerBeetle", Scene.tigerbeetle_down, NO_ANSWER, EACH_POINT, worker_waits=False),
+    "TigerBeetle is paused": Away(
+        "TigerBeetle", lambda at: paused(at.replica.process), NO_ANSWER, {"before write 3": "3"}
+    ),
+    "Resonate is down": Away("Resonate", Scene.resonate_down, NO_ANSWER, OF_RESONATE, worker_waits=False),
     "Resonate is paused": Away("Resonate", lambda at: paused(at.resonate.resonate), NO_ANSWER, {"before write 3": "3"}),
-    "PostgreSQL is down": Away("PostgreSQL", lambda at: between(partial(at.postgres.stop, signal.SIGQUIT), at.postgres.start), "cannot reach", STAGE),
+    "PostgreSQL is down": Away("PostgreSQL", Scene.postgres_down, "cannot reach", STAGE),
     "PostgreSQL was stopped in order": Away(
-        "PostgreSQL", lambda at: between(partial(at.postgres.stop, signal.SIGINT), at.postgres.start), "cannot reach", STAGE, worker_waits=False
+        "PostgreSQL", lambda at: at.postgres_down(signal.SIGINT), "cannot reach", STAGE, worker_waits=False
     ),
     "PostgreSQL is frozen": Away("PostgreSQL", lambda at: at.postgres.frozen(), "gave no answer in time", STAGE),
-    "PostgreSQL is read-only": Away("PostgreSQL", lambda at: between(partial(at.postgres.configure, **READ_ONLY), partial(at.postgres.configure, **dict.fromkeys(READ_ONLY))), "accepts no writes", STAGE),
+    "PostgreSQL is read-only": Away("PostgreSQL", Scene.postgres_read_only, "accepts no writes", STAGE),
     "PostgreSQL's disk is full": Away(
         "PostgreSQL",
         lambda at: at.postgres.full_disk(at.world.database),
@@ -129,7 +139,7 @@ AWAY = {
     "PostgreSQL's table is locked": Away(
         "PostgreSQL", Scene.table_locked, "gave no answer in time", STAGE, run_waits=False, worker_waits=False
     ),
-}  # fmt: skip
+}
 
 
 def cases(names: list[str], *, of_runs: bool = True) -> pytest.MarkDecorator:
