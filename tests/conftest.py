@@ -43,7 +43,7 @@ from .postgres import Postgres
 from .processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +64,11 @@ def wait_until(ready: Callable[[], bool]) -> None:
     while not ready():
         assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
+
+
+def completed(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, and return what it has printed."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=5 * HANG_S, check=False, **options)
 
 
 @contextlib.contextmanager
@@ -103,6 +108,37 @@ def tigerbeetle_replica(directory: Path, port: int, *, development: bool = True)
     with server(command, directory / "tigerbeetle.log") as process:
         wait_until(lambda: answers(port))
         yield process
+
+
+@dataclass
+class Replica:
+    """A TigerBeetle that only one test uses. It can be paused, killed and started again."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes] = field(init=False)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, directory: Path) -> Iterator[Replica]:
+        needs("tigerbeetle")
+        format_ledger(directory)
+        replica = cls(directory, free_port())
+        with replica.stack:
+            replica.start()
+            yield replica
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = self.stack.enter_context(tigerbeetle_replica(self.directory, self.port))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def answers(port: int) -> bool:
@@ -181,6 +217,11 @@ class World:
     @property
     def data(self) -> Path:
         return Path(self.env["DATA_DIR"])
+
+    @property
+    def database(self) -> str:
+        """The name of the PostgreSQL database that has the rows."""
+        return self.env["REFERENCE_URL"].rpartition("/")[2]
 
     def environ(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -361,6 +402,10 @@ class ServerWorld(World):
         self.promises.mkdir()
         self.env["RESONATE_URL"] = f"http://127.0.0.1:{self.port}"
         self.restart_resonate()
+
+    def kill_resonate(self) -> None:
+        self.resonate.kill()
+        self.resonate.wait()
 
     def restart_resonate(self) -> None:
         self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port, self.redelivery_ms))

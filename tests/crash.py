@@ -10,22 +10,19 @@ The program has no switch for a crash. This one wraps what the program calls, an
 - `GUID`: the guids that the process generates, in place of new ones, separated by commas
 - `PAUSE`: where to wait until the test removes the file `paused` beside the steps file
 - `CLOCK_DAYS`: days by which the clock is ahead
-- `LEASE`: seconds until the lease of a dead process expires, in place of the example's 10
 - `FILE_SIZE`: the largest size of a file in bytes, as on a full disk
-- `PATIENCE`: seconds without an answer after which the run gives up, in place of the example's 30
-- `FIRST_ANSWER`: the same for the first answer, in place of the example's 5
-- `SILENCE`, `RELEASE`: seconds of a worker: `SILENCE_TIMEOUT_S` and `RELEASE_TIMEOUT_S`
 - `RAISE`: where an unexpected error is raised, one of `BATCH_POINTS`
 - `SINGLE_RUNS`: a backfill creates all accounts as single runs
 - `FORGET`: a workflow that a worker does not know, as if it was of an older release
 - `RESOLVER_HANGS`: the file that is made when a host name is looked up. The look-up never ends
-- `REFRESH`: seconds between two requests for a missing result, in place of the example's 5
+- one of `SECONDS`: seconds in place of the example's
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
+import importlib
 import os
 import resource
 import signal
@@ -62,6 +59,11 @@ POINTS = [*points_of(STEPS), "before print"]
 
 #: "between": a part of the promises is created or settled. Embedded promises do this in one transaction.
 BATCH_POINTS = [*points_of(BATCH_STEPS), "between write 1", "between write 5"]
+
+
+def left_to_do(crash: str, steps: Sequence[str], points: Sequence[str]) -> list[str]:
+    """Return the steps whose results were not recorded before the crash."""
+    return [step for step in steps if points.index(crash) < points.index(f"after save {step}")]
 
 
 def kill_at(point: str) -> None:
@@ -107,23 +109,23 @@ async def pause_at(point: str) -> None:
             await asyncio.sleep(0.01)
 
 
+#: Constants: LEASE: until the lease of a dead process expires. PATIENCE, FIRST_ANSWER: without an answer, until the run
+#: gives up. REFRESH: between two requests for a missing result. SILENCE, RELEASE: of a worker.
+SECONDS: dict[str, tuple[str, str, Callable[[float], Any]]] = {
+    "LEASE": ("clients.promises.server", "LEASE", lambda seconds: timedelta(seconds=seconds)),
+    "REFRESH": ("clients.promises.server", "REFRESH_INTERVAL_S", int),
+    "SILENCE": ("clients.promises.server", "SILENCE_TIMEOUT_S", float),
+    "RELEASE": ("clients.promises.server", "RELEASE_TIMEOUT_S", float),
+    "FIRST_ANSWER": ("clients.limits", "FIRST_ANSWER_TIMEOUT_S", float),
+    "PATIENCE": ("clients.limits", "ANSWER_TIMEOUT_S", float),
+}
+
+
 def set_limits() -> None:
     """Set the limits that the environment names."""
-    from clients import limits
-    from clients.promises import server as resonate_server
-
-    if lease := os.environ.get("LEASE"):
-        resonate_server.LEASE = timedelta(seconds=float(lease))
-    if refresh := os.environ.get("REFRESH"):
-        resonate_server.REFRESH_INTERVAL_S = int(refresh)
-    if silence := os.environ.get("SILENCE"):
-        resonate_server.SILENCE_TIMEOUT_S = float(silence)  # type: ignore[assignment]
-    if release := os.environ.get("RELEASE"):
-        resonate_server.RELEASE_TIMEOUT_S = float(release)
-    if first_answer := os.environ.get("FIRST_ANSWER"):
-        limits.FIRST_ANSWER_TIMEOUT_S = float(first_answer)
-    if patience := os.environ.get("PATIENCE"):
-        limits.ANSWER_TIMEOUT_S = float(patience)
+    for variable, (module, constant, kind) in SECONDS.items():
+        if seconds := os.environ.get(variable):
+            setattr(importlib.import_module(module), constant, kind(float(seconds)))
     if size := os.environ.get("FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
     if path := os.environ.get("RESOLVER_HANGS"):
@@ -135,23 +137,24 @@ def set_limits() -> None:
         socket.getaddrinfo = hang
 
 
-def set_clock() -> None:
-    days = int(os.environ.get("CLOCK_DAYS", "0"))
-    real_time_ns = time.time_ns
-    time.time_ns = lambda: real_time_ns() + days * 86_400 * 10**9
+def prepare(points: list[str]) -> None:
+    """Set the clock, and then the limits; generate the guids that the environment names, and then new ones."""
+    for variable in ("CRASH", "PAUSE"):
+        if os.environ.get(variable, "") not in ("", *points):
+            sys.exit(f"{variable} must be one of: {', '.join(points)}")
+    ahead_ns, real_time_ns = int(os.environ.get("CLOCK_DAYS", "0")) * 86_400 * 10**9, time.time_ns
+    time.time_ns = lambda: real_time_ns() + ahead_ns
 
-
-def plan_guids() -> None:
-    """Generate the guids that the environment names, and then new ones."""
     import tigerbeetle as tb
 
+    set_limits()
     real_id, planned = tb.id, iter(os.environ.get("GUID", "").split(","))
     tb.id = lambda: int(next(planned, "") or real_id())
 
 
 def watch() -> None:
     """Wrap the functions that the example calls. The environment says how."""
-    set_clock()
+    prepare(POINTS)
 
     import tigerbeetle as tb
 
@@ -159,10 +162,6 @@ def watch() -> None:
     from clients.stores.system_of_reference import SystemOfReference
     from operations.adopt import ExistingAccounts
 
-    set_limits()
-    check_points(POINTS)
-
-    plan_guids()
     planned_id = tb.id
 
     def generate() -> int:
@@ -188,12 +187,6 @@ def watch() -> None:
     builtins.print = last_print
 
 
-def check_points(points: list[str]) -> None:
-    for variable in ("CRASH", "PAUSE"):
-        if os.environ.get(variable, "") not in ("", *points):
-            sys.exit(f"{variable} must be one of: {', '.join(points)}")
-
-
 def watch_promises(*, batches: bool) -> None:
     """Pass the points of the batches' workflows, or those of all others."""
     from resonate.send import Sender
@@ -216,10 +209,7 @@ async def no_batch(uuids: list[str], *_: Any) -> tuple[bool, list[str | None]]:
 
 def watch_batch() -> None:
     """Wrap the functions that the steps of a batch call. The environment says how."""
-    set_clock()
-    set_limits()
-    check_points(BATCH_POINTS)
-    plan_guids()
+    prepare(BATCH_POINTS)
 
     from clients.promises.claims import Claims
     from clients.stores.system_of_record import SystemOfRecord

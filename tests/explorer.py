@@ -104,7 +104,7 @@ class Reference:
         return list(await Ask("stage many", tuple(pairs)))
 
 
-def account(guid: str, owner: int, closed: bool) -> tb.Account:  # noqa: FBT001
+def account(guid: str, owner: int, closed: bool) -> tb.Account:
     """Return the account. A transfer has changed the balance of one that is closed."""
     flags = tb.AccountFlags.CLOSED if closed else tb.AccountFlags.NONE
     return tb.Account(id=int(guid), ledger=1, code=1, user_data_128=owner, flags=flags, credits_posted=7 * closed)
@@ -342,7 +342,7 @@ class Program:
         await Ask("record", id_, ("resolved", result["uuid"], result["guid"]))
         return "done", (result["uuid"], result["guid"])
 
-    async def adopt(self, uuid: str, again: bool) -> tuple[str, Any]:  # noqa: FBT001
+    async def adopt(self, uuid: str, again: bool) -> tuple[str, Any]:
         readers: Any = SimpleNamespace(promise=promise, record=Record(), reference=Reference())
         state = await read_state(_readers(readers), uuid)
         try:

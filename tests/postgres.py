@@ -219,12 +219,12 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def lossy_proxy(port: int, words: bytes, *, silent: bool, after: bytes = b"") -> Iterator[int]:
-    """Forward connections to the port. The first answer that contains the words, after such a request, is lost.
+def lossy_proxy(port: int, words: bytes, *, silent: bool, after: bytes | threading.Event = b"") -> Iterator[int]:
+    """Forward connections to the port. The first answer that contains the words, after such a request or event, is lost.
 
     Its connection is closed then; `silent`: it stays open, and nothing comes any more.
     """
-    lost, requested = threading.Event(), threading.Event()
+    lost, requested = threading.Event(), threading.Event() if isinstance(after, bytes) else after
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -246,7 +246,7 @@ def lossy_proxy(port: int, words: bytes, *, silent: bool, after: bytes = b"") ->
     def forward(client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while request := client.recv(65536):
-                if after in request:
+                if isinstance(after, bytes) and after in request:
                     requested.set()
                 server.sendall(request)
             server.shutdown(socket.SHUT_RDWR)

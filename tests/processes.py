@@ -85,6 +85,17 @@ class Process:
         assert self._process.exitcode != UNKNOWN, "something killed the fork server of these tests, not the program"
         return self._process.exitcode
 
+    def write(self, *lines: str) -> None:
+        """Write the lines to its stdin."""
+        assert self.stdin is not None
+        self.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        self.stdin.flush()
+
+    def readline(self) -> str:
+        """Wait for a line of its stdout."""
+        assert self.stdout is not None
+        return self.stdout.readline().decode()
+
     def communicate(self, lines: bytes = b"", *, timeout: float) -> tuple[str, str]:
         """Write the lines, wait for the end, and return what the process has written since the last read."""
         writer = threading.Thread(target=self._write, args=(lines,))

@@ -20,7 +20,7 @@ from clients.panic import panic_if
 from create_account import commit_account, generate_guid, stage_account
 from operations.steps import are_of_batches, names_of
 
-from .conftest import HANG_S, ROOT, EmbeddedWorld, ServerWorld, World, numbered, wait_until
+from .conftest import HANG_S, ROOT, ServerWorld, World, numbered, wait_until
 from .operations.backfills import killed
 from .operations.commands import Done, assert_verdict, commit, halt, script, stage
 
@@ -101,7 +101,7 @@ def changed_program(world: World, source: str) -> Changed:
 
 
 @pytest.fixture
-def program(embedded_world: EmbeddedWorld, source: str) -> Changed:
+def program(embedded_world: World, source: str) -> Changed:
     return changed_program(embedded_world, source)
 
 
@@ -109,19 +109,14 @@ def program(embedded_world: EmbeddedWorld, source: str) -> Changed:
 
 
 @pytest.mark.slow
-def test_single_run_and_its_reruns_run_the_step_once(program: Changed) -> None:
+@pytest.mark.parametrize("point", ["", "after write 1", "after save 3", "before settle the promise"])
+def test_single_run_and_its_reruns_run_the_step_once_also_after_a_kill(program: Changed, point: str) -> None:
+    if point:
+        program.run("u", crash=point)
     for _ in range(2):
         done = program.run("--steps", "u")
         assert done.returncode == 0, done.stderr
         assert "step 4, announce: " in done.stderr
-    assert program.announced() == ["u"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", ["after write 1", "after save 3", "before settle the promise"])
-def test_rerun_after_a_kill_runs_the_step_once(program: Changed, point: str) -> None:
-    program.run("u", crash=point)
-    assert program.run("u").returncode == 0
     assert program.announced() == ["u"]
 
 
@@ -217,7 +212,7 @@ def test_account_that_began_before_the_change_ends_with_the_steps_of_its_version
 
 
 @pytest.mark.slow
-def test_former_program_says_that_it_lacks_the_new_version(embedded_world: EmbeddedWorld) -> None:
+def test_former_program_says_that_it_lacks_the_new_version(embedded_world: World) -> None:
     program = changed_program(embedded_world, SOURCES["version raised"])
     program.run("u", crash="after save 2")
     cause = "function not found: create_account (version 2)"
@@ -233,7 +228,7 @@ def test_former_program_says_that_it_lacks_the_new_version(embedded_world: Embed
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["after save 1", "after write 3", "after save 4"])
 def test_interrupted_batch_ends_with_its_steps_if_their_version_is_registered(
-    embedded_world: EmbeddedWorld, point: str
+    embedded_world: World, point: str
 ) -> None:
     program = changed_program(embedded_world, SOURCES["version raised"])
     uuids = numbered("u", 3)
@@ -248,7 +243,7 @@ def test_interrupted_batch_ends_with_its_steps_if_their_version_is_registered(
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["after save 1", "after write 3", "after save 4"])
 def test_interrupted_batch_stays_pending_for_the_former_program_if_no_version_has_its_steps(
-    embedded_world: EmbeddedWorld, point: str
+    embedded_world: World, point: str
 ) -> None:
     program = changed_program(embedded_world, SOURCES["same version"])
     uuids = numbered("u", 3)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, World, answers, numbered, wait_until
+from .conftest import ROOT, World, answers, completed, numbered, wait_until
 from .operations.test_worker import caller, start
 from .test_readme import commands_of, environ, runnable
 
@@ -84,24 +84,15 @@ class Shell:
         }
 
     def __call__(self, commands: str, stdin: str = "") -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", runnable(commands)],
-            env=self.env,
-            cwd=self._directory,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
+        done = completed(
+            ["bash", "-euo", "pipefail", "-c", runnable(commands)], env=self.env, cwd=self._directory, input=stdin
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}{self._logs()}"
         return done.stdout
 
     def _logs(self) -> str:
         command = ["docker", "compose", "logs", "--tail", "30"]
-        return subprocess.run(
-            command, env=self.env, cwd=self._directory, capture_output=True, text=True, check=False
-        ).stdout
+        return completed(command, env=self.env, cwd=self._directory).stdout
 
     def remove(self) -> None:
         subprocess.run(
@@ -186,7 +177,7 @@ def test_the_image_holds_only_what_runs_and_says_what_blocks_io_uring(checkout: 
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["docker", "run", "--rm", "--init", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return completed(command)
 
     listed = run("create-account", "sh", "-c", "id -u; ls; pip list").stdout.split()
     assert listed[0] != "0"

@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 
 from .conftest import HANG_S, ServerWorld, World, quick_only
-from .crash import POINTS, STEPS
+from .crash import POINTS, STEPS, left_to_do
 
 #: Points in steps that are not recorded yet. A rerun reaches them again.
 IN_A_STEP = [point for point in POINTS if point.startswith(("before write", "after write", "before save"))]
-
-
-def left_to_do(crash: str) -> list[str]:
-    """Return the steps whose results were not recorded before the crash."""
-    return [step for step in STEPS if POINTS.index(crash) < POINTS.index(f"after save {step}")]
 
 
 def assert_survived(world: World, user: str, crash: str) -> None:
@@ -21,7 +16,7 @@ def assert_survived(world: World, user: str, crash: str) -> None:
     assert len(committed) <= len(staged) <= 1, "an account without its row"
     run = world.run(user)
     assert run.status == 0
-    assert run.steps == left_to_do(crash)
+    assert run.steps == left_to_do(crash, STEPS, POINTS)
     assert staged in ([], [run.guid]), "two guids"
     assert world.rows(user) == world.accounts(user) == [run.guid]
 

@@ -55,35 +55,26 @@ def test_rerun_prints_the_same_and_runs_no_step(world: World, user: str) -> None
     assert again.steps == []
 
 
-DAYS = pytest.mark.parametrize("days", quick_only([0], [0, 2]), ids=["at once", "two days later"])
-
-
-def resumed(world: World, user: str, crash: str, days: int) -> list[str]:
-    """Crash, run again `days` later, and return the steps of the second run."""
+@pytest.mark.parametrize("days", quick_only([0], [0, 2]), ids=["at once", "two days later"])
+@pytest.mark.parametrize(
+    ("crash", "steps"),
+    [("after save 2", ["3"]), ("after write 3", ["3"]), ("after save 3", [])],
+    ids=[
+        "after SQLite, before TigerBeetle",
+        "after TigerBeetle, before the result is saved",
+        "after the result is saved",
+    ],
+)
+def test_crash_and_the_next_run(world: World, user: str, crash: str, steps: list[str], days: int) -> None:
+    """test_crashes.py kills it at every point."""
     if days and "RESONATE_URL" in world.env:
         pytest.skip("the clock of a Resonate server cannot be moved")
     world.run(user, crash=crash)
     rows = world.rows(user)
     run = world.run(user, days=days)
-    assert run.status == 0
+    assert (run.status, run.steps) == (0, steps)
     assert rows == [run.guid], "the guid changed"
     assert_exists(world, user, run.guid)
-    return run.steps
-
-
-@DAYS
-def test_crash_after_sqlite_before_tigerbeetle(world: World, user: str, days: int) -> None:
-    assert resumed(world, user, "after save 2", days) == ["3"]
-
-
-@DAYS
-def test_crash_after_tigerbeetle_committed_before_the_result_was_recorded(world: World, user: str, days: int) -> None:
-    assert resumed(world, user, "after write 3", days) == ["3"]
-
-
-@DAYS
-def test_crash_after_tigerbeetle_result_recorded(world: World, user: str, days: int) -> None:
-    assert resumed(world, user, "after save 3", days) == []
 
 
 @pytest.mark.parametrize("crash", ["after save 2", pytest.param("after save 3", marks=pytest.mark.slow)])

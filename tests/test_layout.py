@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, World
+from .conftest import ROOT, World, completed
 
 #: What each part may import from this project. A folder's own modules are always allowed. The order is the order of
 #: the floors: a part stands above all that it may import.
@@ -99,9 +99,7 @@ def test_no_file_edits_the_module_search_path() -> None:
 
 
 def run(world: World, cwd: Path, *command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], env=world.environ() | env, cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return completed([sys.executable, *command], env=world.environ() | env, cwd=cwd)
 
 
 def test_foreign_modules_on_pythonpath_change_nothing(embedded_world: World, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import unicodedata
 from typing import Any
 
 import pytest
-from resonate.types import Value
 
 from clients.account import promise_id
 from clients.settings import Settings
@@ -15,7 +14,7 @@ from create_account import DEADLINE, create_account
 from operations.opening import connect
 
 from .conftest import World
-from .operations.commands import assert_adopted
+from .operations.commands import assert_adopted, resolve
 
 
 def request(world: World, id_: str, uuid: str) -> Any:
@@ -66,14 +65,7 @@ def test_any_other_promise_id_is_allowed(world: World, user: str) -> None:
 def test_result_for_another_uuid_is_no_answer(world: World, user: str) -> None:
     """Another program settled the promise with another uuid's result."""
     guid = world.run(f"{user}-other").guid
-
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.create(promise_id(user), 10**14, Value(data=None), {})
-            result = {"uuid": f"{user}-other", "guid": guid}
-            await resonate.promises.resolve(promise_id(user), Value(data=result))
-
-    asyncio.run(main())
+    resolve(world, promise_id(user), {"uuid": f"{user}-other", "guid": guid})
     run = world.run(user)
     assert run.status == 98
     assert f"promise create-account-{user} is resolved for uuid '{user}-other'" in run.err

@@ -16,7 +16,7 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     process = world.process(*arguments, env=env, stdout=stdout)
     out, err = process.communicate(timeout=HANG_S)
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     return subprocess.CompletedProcess([], process.wait(), out, err)
 
 

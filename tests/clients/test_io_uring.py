@@ -7,14 +7,13 @@ import errno
 import os
 import resource
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
-from ..conftest import HANG_S, ROOT, World, free_port
+from ..conftest import ROOT, World, completed, free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has io_uring")
 
@@ -60,15 +59,11 @@ CASES: dict[str, tuple[str, Callable[[], None], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_blocked_io_uring_is_named_with_what_to_set(embedded_world: World, case: str) -> None:
     command, block, words = CASES[case]
-    done = subprocess.run(
+    done = completed(
         [sys.executable, *command.split()],
         env=embedded_world.environ() | {"TB_ADDRESS": "3000", "RESONATE_URL": f"http://127.0.0.1:{free_port()}"},
         cwd=ROOT,
         preexec_fn=block,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()

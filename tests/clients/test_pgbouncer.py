@@ -9,7 +9,7 @@ import pytest
 
 from clients.stores.postgres import PostgresReference
 
-from ..conftest import EmbeddedPostgresWorld, World, numbered
+from ..conftest import World, numbered
 from ..operations import backfills
 from ..operations.commands import findings
 from ..pgbouncer import pgbouncer
@@ -29,10 +29,10 @@ def through(world: World, postgres: Postgres, port: int) -> dict[str, Any]:
 @MODES
 @pytest.mark.parametrize("ignored", ["", IGNORED], ids=["strict", "ignoring"])
 def test_write_has_its_settings_behind_pgbouncer(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str, mode: str, ignored: str
+    postgres_world: World, postgres: Postgres, user: str, mode: str, ignored: str
 ) -> None:
     """The database's defaults are the opposite. A trigger records the settings of the writing transaction."""
-    database = postgres_world.env["REFERENCE_URL"].rpartition("/")[2]
+    database = postgres_world.database
     postgres_world.run(f"{user}-first")
     wanted = {
         "synchronous_commit": "on",
@@ -57,7 +57,7 @@ def test_write_has_its_settings_behind_pgbouncer(
 
 
 def test_processes_that_share_connections_execute_only_their_own_statements(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     """Six clients share two connections. A prepared statement of one must not answer another."""
 
@@ -83,7 +83,7 @@ def test_processes_that_share_connections_execute_only_their_own_statements(
 
 @MODES
 def test_backfill_and_audit_work_behind_pgbouncer(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str, mode: str
+    postgres_world: World, postgres: Postgres, user: str, mode: str
 ) -> None:
     with pgbouncer(postgres, mode) as port:
         postgres_world.env |= through(postgres_world, postgres, port)
@@ -93,7 +93,7 @@ def test_backfill_and_audit_work_behind_pgbouncer(
 
 
 def test_statement_pooling_is_refused_before_a_row_is_written(
-    postgres_world: EmbeddedPostgresWorld, postgres: Postgres, user: str
+    postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     with pgbouncer(postgres, "statement") as port:
         limits: dict[str, Any] = {"FIRST_ANSWER": "1"}

@@ -130,17 +130,14 @@ def test_backfill_and_worker_survive_a_restart_behind_a_reverse_proxy(server_wor
     with Proxy(server_world.port).started() as proxy:
         server_world.env["RESONATE_URL"] = f"http://127.0.0.1:{proxy.port}"
         with worker(server_world, PATIENCE="1") as serving, backfill(server_world, "--chunk", "50") as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("".join(f"{uuid}\n" for uuid in uuids).encode())
-            process.stdin.flush()
-            first = process.stdout.readline()
+            process.write(*uuids)
+            first = process.readline()
             with proxy.restarting():
                 wait_until(lambda: bool(serving.said("a proxy answered with HTTP status 503")))
             many = done(process, *process.communicate(timeout=HANG_S))
             wait_until(lambda: bool(serving.said("is available again")))
     assert many.status == 0, many.err
-    printed = many.accounts | dict([first.decode().strip().split("\t")])
+    printed = many.accounts | dict([first.strip().split("\t")])
     assert set(printed) == set(uuids)
     assert_accounts_exist(server_world, printed)
 
@@ -186,7 +183,7 @@ ENDS = {
 @pytest.mark.parametrize(
     ("case", "waits"), [*((case, False) for case in ENDS), *((case, True) for case in ENDS if "token" in case)]
 )
-def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, case: str, waits: bool) -> None:  # noqa: FBT001
+def test_answer_that_does_not_pass_is_named(monkeypatch: pytest.MonkeyPatch, case: str, waits: bool) -> None:
     """A worker waits, but a rejected token ends it, too: its environment cannot change."""
     status, body, words = ENDS[case]
     monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.3 if "did not answer" in words else HANG_S)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -63,28 +62,6 @@ def test_resonate_url_of_another_kind_of_server_is_named(
     )
 
 
-@pytest.mark.parametrize("point", ["before create 1", "before write 3", "after write 3", "before settle the promise"])
-def test_run_completes_after_the_resonate_server_restarts(server_world: ServerWorld, user: str, point: str) -> None:
-    with server_world.paused_at(user, point) as process:
-        server_world.resonate.kill()
-        server_world.resonate.wait()
-        server_world.restart_resonate()
-    run = server_world.finish(process)
-    assert run.status == 0, run.err
-    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
-
-
-def test_run_ends_if_the_resonate_server_stays_unavailable_and_a_rerun_resumes(
-    server_world: ServerWorld, user: str
-) -> None:
-    with server_world.paused_at(user, "after write 3", PATIENCE=SHORT_TIMEOUT_S) as process:
-        server_world.resonate.kill()
-        server_world.resonate.wait()
-    assert_gave_up(server_world.finish(process), "Resonate server")
-    server_world.restart_resonate()
-    assert_resumes(server_world, user, ["3"])
-
-
 @pytest.mark.parametrize(("stop", "status"), [(None, 1), (signal.SIGINT, -signal.SIGINT)], ids=["outage", "Ctrl-C"])
 def test_steps_are_not_read_after_the_end_of_a_run(
     server_world: ServerWorld, user: str, stop: signal.Signals | None, status: int
@@ -94,8 +71,7 @@ def test_steps_are_not_read_after_the_end_of_a_run(
     process = server_world.process("--steps", "--", user, env=env | limits)
     try:
         wait_until(paused.exists)
-        server_world.resonate.kill()
-        server_world.resonate.wait()
+        server_world.kill_resonate()
         if stop:
             process.send_signal(stop)
         paused.unlink()
@@ -147,19 +123,6 @@ def watching(world: ServerWorld, user: str) -> Iterator[Process]:
         yield process
     finally:
         process.kill()
-
-
-def test_run_completes_after_the_resonate_server_was_paused_for_longer_than_a_lease(
-    server_world: ServerWorld, user: str
-) -> None:
-    with server_world.paused_at(user, "before write 3", LEASE="1") as process:
-        server_world.resonate.send_signal(signal.SIGSTOP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(3)
-    server_world.resonate.send_signal(signal.SIGCONT)
-    run = server_world.finish(process)
-    assert run.status == 0, run.err
-    assert server_world.rows(user) == server_world.accounts(user) == [run.guid]
 
 
 def test_result_arrives_although_the_server_does_not_push_it_and_the_run_does_not_ask(

@@ -13,7 +13,7 @@ import pytest
 from clients.errors import Unavailable
 from clients.settings import Settings, misspelt
 
-from ..conftest import HANG_S, ROOT, World
+from ..conftest import ROOT, World, completed
 from .commands import COMMAND, EMBEDDED, assert_unavailable, command
 
 TB = {"TB_ADDRESS": "3000"}
@@ -129,17 +129,7 @@ def python(world: World, *arguments: str, **env: str) -> subprocess.CompletedPro
     """Start Python as a user does: the command's start is part of the test."""
     environ = world.environ() | env
     del environ["PYTHONPATH"]
-    return subprocess.run(
-        [sys.executable, *arguments], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False
-    )
-
-
-@pytest.mark.parametrize("env", [{"TB_ADDRESS": "x"}, {"TB_ADDRESS": "3000", "TB_CLUSTER_ID": "x"}], ids=str)
-def test_invalid_uuid_is_a_usage_error_also_beside_an_invalid_setting(
-    embedded_world: World, env: dict[str, str]
-) -> None:
-    done = python(embedded_world, COMMAND[1], "a:b", **env)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    return completed([sys.executable, *arguments], env=environ, cwd=ROOT)
 
 
 def test_system_without_a_module_of_the_standard_library_is_named(embedded_world: World) -> None:

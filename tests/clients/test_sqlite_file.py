@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import fcntl
 import os
+import resource
 import shutil
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ..conftest import World, locked, quick_only
-from .commands import COMMAND, SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
+from clients.errors import Unavailable
+from clients.stores.read_only import ReadOnly
+from clients.stores.sqlite_file import Database
+
+from ..conftest import OPENED, ROOT, World, completed, quick_only
+from ..operations.commands import script
+from .commands import COMMAND, assert_gave_up, assert_resumes, assert_unavailable, command
 
 FILES = ["accounts.db", "promises.db", "ledger.db"]
 
@@ -54,39 +64,6 @@ def test_accounts_table_with_other_columns_is_refused(embedded_world: World) -> 
     with closing(sqlite3.connect(embedded_world.directory / "accounts.db")) as db:
         db.execute("CREATE TABLE accounts (name TEXT)")
     assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "."}), "accounts.db", "uuid")
-
-
-STORES = pytest.mark.parametrize(
-    ("file", "point", "remaining_steps"),
-    [("accounts.db", "before write 2", ["2", "3"]), ("ledger.db", "before write 3", ["3"])],
-    ids=["accounts.db", "ledger.db"],
-)
-
-
-@STORES
-def test_run_waits_for_a_locked_file(
-    embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
-) -> None:
-    with contextlib.ExitStack() as stack:
-        with embedded_world.paused_at(user, point) as process:
-            stack.enter_context(locked(embedded_world.data / file))
-        # The lock is released after the run has met it.
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
-    assert embedded_world.finish(process).status == 0
-
-
-@STORES
-@pytest.mark.slow
-def test_run_ends_if_a_file_stays_locked_and_a_rerun_resumes(
-    embedded_world: World, user: str, file: str, point: str, remaining_steps: list[str]
-) -> None:
-    with contextlib.ExitStack() as stack:
-        with embedded_world.paused_at(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
-            stack.enter_context(locked(embedded_world.data / file))
-        run = embedded_world.finish(process)
-        assert (run.status, run.out) == (1, "")
-    assert_resumes(embedded_world, user, remaining_steps)
 
 
 @pytest.mark.slow
@@ -169,3 +146,189 @@ def test_file_that_is_replaced_under_a_run_ends_it_and_settles_nothing(
     else:
         assert again.status == 0, again.err
         assert embedded_world.rows(user) == embedded_world.accounts(user) == [again.guid]
+
+
+# -- Locks, modes and syncs, whatever an application does --------------------
+
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (number INTEGER PRIMARY KEY)"
+
+
+async def insert(database: Database, number: int) -> None:
+    await database.transact(lambda db: db.execute("INSERT INTO numbers VALUES (?)", (number,)))
+
+
+async def open_another(path: Path, _: Database) -> None:
+    await Database(path, SCHEMA).open()
+
+
+async def open_and_close_another(path: Path, _: Database) -> None:
+    another = await Database(path, SCHEMA).open()
+    await insert(another, 10)
+    await another.close()
+
+
+async def read_with_another(path: Path, _: Database) -> None:
+    reader = await ReadOnly(path, schema="").open()
+    await reader.read("SELECT * FROM numbers")
+    await reader.close()
+
+
+async def fill_the_disk(_: Path, database: Database) -> None:
+    def fill(db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA max_page_count = 1")
+        try:
+            db.execute("CREATE TABLE another (x)")
+        finally:
+            db.execute("PRAGMA max_page_count = 1000000")
+
+    with pytest.raises(Unavailable, match="free some disk space"):
+        await database.transact(fill)
+
+
+async def exceed_the_limit_of_open_files(path: Path, _: Database) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(Unavailable, match="raise the limit of open files"):
+            await Database(path, SCHEMA).open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def statement(path: Path, sql: str) -> str:
+    """Run the statement in another process."""
+    command = [sys.executable, "-m", "sqlite3", str(path), sql]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    "do", [open_another, open_and_close_another, read_with_another, fill_the_disk, exceed_the_limit_of_open_files]
+)
+def test_process_that_ends_is_not_taken_for_the_last_one(
+    tmp_path: Path, do: Callable[[Path, Database], Awaitable[None]]
+) -> None:
+    path = tmp_path / "numbers.db"
+
+    async def main() -> None:
+        database = await Database(path, SCHEMA).open()
+        await insert(database, 1)
+        await do(path, database)
+        # If the locks are lost, this process removes the -wal file at its end.
+        await asyncio.to_thread(statement, path, "INSERT INTO numbers VALUES (2)")
+        assert path.with_name("numbers.db-wal").exists()
+        await insert(database, 3)
+        await database.close()
+
+    asyncio.run(main())
+    assert statement(path, "SELECT * FROM numbers WHERE number < 10") == "(1,)\n(2,)\n(3,)\n"
+
+
+def modes(directory: Path) -> set[int]:
+    return {file.stat().st_mode & 0o777 for file in directory.iterdir()}
+
+
+def test_files_of_an_application_are_private_and_synced(tmp_path: Path) -> None:
+    """An application has not the umask of the commands. On macOS, a sync needs `fullfsync` to reach the disk."""
+    path = tmp_path / "numbers.db"
+
+    async def main() -> tuple[set[int], list[Any]]:
+        database = await Database(path, SCHEMA).open()
+        await insert(database, 1)
+        found = modes(tmp_path)
+        pragmas = ("synchronous", "fullfsync", "checkpoint_fullfsync")
+        settings = [await database.read(f"PRAGMA {pragma}") for pragma in pragmas]
+        await database.close()
+        return found, settings
+
+    before = os.umask(0)
+    try:
+        assert asyncio.run(main()) == ({0o600}, [[(2,)], [(1,)], [(1,)]])
+    finally:
+        os.umask(before)
+
+
+def test_file_that_is_opened_beside_sqlite_fails_the_test(tmp_path: Path) -> None:
+    """The rule of opened_files.py is enforced: here while a connection is open, and always where the program runs."""
+    path = tmp_path / "numbers.db"
+    with contextlib.closing(sqlite3.connect(path)):
+        for file in (path, tmp_path / "numbers.db-wal"):
+            with pytest.raises(AssertionError, match="was opened, but not by SQLite"):
+                file.read_bytes()
+    assert path.read_bytes() == b""
+    assert len(OPENED) == 2
+    OPENED.clear()
+    program = "import sys; from tests.processes import watch_opened_files; watch_opened_files(); open(sys.argv[1])"
+    done = completed([sys.executable, "-c", program, path], cwd=ROOT)
+    assert (done.returncode, "was opened, but not by SQLite" in done.stderr) == (97, True)
+
+
+# -- Files in a wrong state --------------------------------------------------
+
+
+OF_SQLITE = ["accounts.db", "accounts.db-journal", "accounts.db-wal", "accounts.db-shm", "ledger.db", "promises.db"]
+
+
+@pytest.mark.parametrize("file", quick_only(OF_SQLITE[:2], [*OF_SQLITE, "promises.lock"]))
+@pytest.mark.parametrize("kind", quick_only(["pipe"], ["pipe", "directory", "device", "link to itself"]))
+def test_file_that_is_no_regular_file_is_named(embedded_world: World, user: str, file: str, kind: str) -> None:
+    """SQLite would wait for a pipe without an end."""
+    embedded_world.run(f"{user}-first")
+    path = embedded_world.data / file
+    path.unlink(missing_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "device":
+            path.symlink_to(os.devnull)
+        case _:
+            path.symlink_to(path.name)
+    words = ("/dev/null" if kind == "device" and "-" not in file else str(path), "is not a regular file")
+    if (file, kind) != ("promises.lock", "link to itself"):
+        assert_unavailable(command(embedded_world, user), *words)
+    if file != "promises.lock":
+        assert_unavailable(script(embedded_world, "audit"), *words)
+
+
+def test_link_to_a_missing_file_is_named(embedded_world: World, user: str) -> None:
+    embedded_world.data.mkdir()
+    path = embedded_world.data / "accounts.db"
+    path.symlink_to("/nowhere/accounts.db")
+    assert_unavailable(command(embedded_world, user), f"{path} is a link to a missing file")
+
+
+def test_file_system_without_shared_memory_is_named(embedded_world: World, user: str) -> None:
+    """As 9p and FUSE can be."""
+    if shutil.which("strace") is None:
+        pytest.skip("`strace` is missing: it makes the system call fail")
+    fail = ["-e", "trace=mmap", "-e", "inject=mmap:error=ENODEV", "-P", str(embedded_world.data / "accounts.db-shm")]
+    done = completed(
+        ["strace", "-f", "-qq", "-o", "/dev/null", *fail, *COMMAND, user],
+        env=embedded_world.environ(),
+        cwd=embedded_world.directory,
+    )
+    if "strace" in done.stderr:
+        pytest.skip("`strace` does not work here")
+    assert_unavailable(done, "accounts.db", "local file system", "9p, FUSE or NFS")
+
+
+def test_relative_data_dir_in_a_directory_that_was_removed_is_named(embedded_world: World, user: str) -> None:
+    gone = embedded_world.directory / "gone"
+    gone.mkdir()
+    done = completed(
+        ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh", *COMMAND, user],
+        env=embedded_world.environ() | {"DATA_DIR": "x"},
+        cwd=gone,
+    )
+    assert_unavailable(done, "DATA_DIR=x is a relative path", "set an absolute path")
+
+
+@pytest.mark.slow
+def test_promises_in_use_by_another_process_are_refused(embedded_world: World) -> None:
+    embedded_world.directory.joinpath("promises.lock").write_text("4711")
+    with embedded_world.directory.joinpath("promises.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = command(embedded_world, "u", env={"DATA_DIR": ".", "FIRST_ANSWER": "1"})
+        assert_unavailable(done, "process 4711", "RESONATE_URL")

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +16,8 @@ from clients.limits import ANSWER_TIMEOUT_S
 from clients.outages import Outages
 from clients.stores.system_of_record import Ledger, SystemOfRecord
 
-from ..conftest import World, format_ledger, free_port, needs, paused, tigerbeetle_replica
+from ..conftest import Replica, World, free_port
+from ..postgres import lossy_proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 
@@ -49,130 +45,18 @@ def test_cluster_id_of_another_cluster_is_an_error(embedded_world: World, tb_add
     )
 
 
-@dataclass
-class Replica:
-    """A TigerBeetle that only this test uses. It can be paused, killed and started again."""
-
-    directory: Path
-    port: int
-    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def start(self) -> None:
-        self.process = self.stack.enter_context(tigerbeetle_replica(self.directory, self.port))
-
-    def kill(self) -> None:
-        self.stack.close()
-
-
-@pytest.fixture
-def replica(tmp_path: Path) -> Iterator[Replica]:
-    needs("tigerbeetle")
-    directory = tmp_path / "replica"
-    directory.mkdir()
-    format_ledger(directory)
-    replica = Replica(directory, free_port())
-    with replica.stack:
-        replica.start()
-        yield replica
-        replica.kill()
-
-
-@pytest.fixture
-def ledger_world(tmp_path: Path, replica: Replica) -> World:
-    return World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": f"127.0.0.1:{replica.port}"})
-
-
-@pytest.mark.parametrize("point", ["before write 2", "before write 3", "after write 3"])
-def test_run_completes_after_tigerbeetle_restarts(ledger_world: World, replica: Replica, user: str, point: str) -> None:
-    with ledger_world.paused_at(user, point) as process:
-        replica.kill()
-    replica.start()
-    run = ledger_world.finish(process)
-    assert run.status == 0, run.err
-    assert ledger_world.accounts(user) == [run.guid]
-
-
-@pytest.mark.parametrize(
-    ("point", "remaining_steps"),
-    [("before create 2", ["2", "3"]), ("before write 3", ["3"]), ("before settle the promise", [])],
-    ids=["before create 2", "before write 3", "before settle the promise"],
-)
-def test_run_ends_if_tigerbeetle_stays_unavailable_and_a_rerun_resumes(
-    ledger_world: World, replica: Replica, user: str, point: str, remaining_steps: list[str]
-) -> None:
-    with ledger_world.paused_at(user, point, PATIENCE=SHORT_TIMEOUT_S) as process:
-        replica.kill()
-    assert_gave_up(ledger_world.finish(process), "TigerBeetle")
-    replica.start()
-    assert_resumes(ledger_world, user, remaining_steps)
-
-
-def test_run_ends_if_tigerbeetle_stays_paused_and_a_rerun_resumes(
-    ledger_world: World, replica: Replica, user: str
-) -> None:
-    with contextlib.ExitStack() as stack:
-        with ledger_world.paused_at(user, "before write 3", PATIENCE=SHORT_TIMEOUT_S) as process:
-            stack.enter_context(paused(replica.process))
-        assert_gave_up(ledger_world.finish(process), "TigerBeetle")
-    assert_resumes(ledger_world, user, ["3"])
-
-
-def test_run_waits_while_tigerbeetle_is_paused(ledger_world: World, replica: Replica, user: str) -> None:
-    with contextlib.ExitStack() as stack:
-        with ledger_world.paused_at(user, "before write 3") as process:
-            stack.enter_context(paused(replica.process))
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1)
-    assert ledger_world.finish(process).status == 0
-
-
-def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(
-    ledger_world: World, replica: Replica, user: str
-) -> None:
+def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(tmp_path: Path, user: str) -> None:
     """The account is committed, but the run does not learn of it. The next run gets EXISTS, which is no panic."""
-    with proxy(replica.port) as proxied:
-        with ledger_world.paused_at(
-            user, "before write 3", PATIENCE=SHORT_TIMEOUT_S, TB_ADDRESS=f"127.0.0.1:{proxied.port}"
-        ) as process:
-            proxied.answers = False
-        assert_gave_up(ledger_world.finish(process), "TigerBeetle")
-    assert len(ledger_world.accounts(user)) == 1
-    assert_resumes(ledger_world, user, ["3"])
-
-
-@dataclass
-class Proxy:
-    port: int
-    answers: bool = True
-
-
-@contextlib.contextmanager
-def proxy(port: int) -> Iterator[Proxy]:
-    """Forward connections to a local port. With `answers` False, the answers get lost."""
-    with contextlib.ExitStack() as sockets, socket.create_server(("127.0.0.1", 0)) as listener:
-        proxied = Proxy(listener.getsockname()[1])
-
-        def carry(source: socket.socket, target: socket.socket, *, answers: bool) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(65536):
-                    if proxied.answers or not answers:
-                        target.sendall(data)
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_WR)
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    client = sockets.enter_context(listener.accept()[0])
-                    ledger = sockets.enter_context(socket.create_connection(("127.0.0.1", port)))
-                    for source, target, answers in ((client, ledger, False), (ledger, client, True)):
-                        threading.Thread(
-                            target=carry, args=(source, target), kwargs={"answers": answers}, daemon=True
-                        ).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield proxied
-        listener.shutdown(socket.SHUT_RDWR)
+    with Replica.started(tmp_path) as replica:
+        world = World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": replica.address})
+        lost = threading.Event()
+        with lossy_proxy(replica.port, b"", silent=True, after=lost) as port:
+            lossy = {"PATIENCE": SHORT_TIMEOUT_S, "TB_ADDRESS": f"127.0.0.1:{port}"}
+            with world.paused_at(user, "before write 3", **lossy) as process:
+                lost.set()
+            assert_gave_up(world.finish(process), "TigerBeetle")
+        assert len(world.accounts(user)) == 1
+        assert_resumes(world, user, ["3"])
 
 
 # -- A worker --------------------------------------------------------------

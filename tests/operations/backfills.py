@@ -6,7 +6,7 @@ import asyncio
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +57,10 @@ def backfill(
         process.kill()
 
 
-def run(world: World, *lines: str | bytes, end: bytes = b"\n", **env: Any) -> Done:
+def run(world: World, *lines: str | bytes, end: bytes = b"\n", arguments: Sequence[str] = (), **env: Any) -> Done:
     """Run backfill to its end with these lines on stdin."""
     content = b"".join((line if isinstance(line, bytes) else line.encode()) + end for line in lines)
-    with backfill(world, **env) as process:
+    with backfill(world, *arguments, **env) as process:
         return done(process, *process.communicate(content, timeout=HANG_S))
 
 

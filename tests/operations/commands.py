@@ -13,6 +13,7 @@ from typing import Any
 
 import tigerbeetle as tb
 from resonate.resonate import Resonate
+from resonate.types import Value
 
 from clients.account import owner_of
 from clients.settings import Settings
@@ -124,6 +125,17 @@ def halt(world: World, user: str) -> None:
     stage(world, user, str(tb.id()))
     assert_halted(world, user, f"{world.reference} exists_diff")
     unstage(world, user)
+
+
+def resolve(world: World, id_: str, result: object) -> None:
+    """Create and resolve a promise, as another program can."""
+
+    async def main() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, _):
+            await resonate.promises.create(id_, 10**14, Value(data=None), {})
+            await resonate.promises.resolve(id_, Value(data=result))
+
+    asyncio.run(main())
 
 
 async def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import sqlite3
@@ -11,10 +10,6 @@ import time
 
 import pytest
 import tigerbeetle as tb
-from resonate.types import Value
-
-from clients.settings import Settings
-from operations.opening import connect
 
 from ..conftest import HANG_S, World, quick_only, wait_until
 from .commands import (
@@ -30,27 +25,39 @@ from .commands import (
     commit,
     findings,
     halt,
+    resolve,
     script,
     stage,
     unstage,
 )
 
+#: What was lost when, the panic of the next run, what `check` says, and whether adopt needs --again.
+LOST: dict[str, tuple[str, tuple[str, ...], str, int, str, bool]] = {
+    "the promises": ("", ("promises",), "{} exists_diff", EXISTS, "exists", False),
+    "the promises of a staged account": ("after save 2", ("promises",), "{} exists_diff", STAGED, "staged", False),
+    "SQLite and the promises": ("", ("sqlite", "promises"), "ordering violated", UNREFERENCED, "unreferenced", False),
+    "the row, after the commit": ("after write 3", ("row",), "ordering violated", UNREFERENCED, "unreferenced", False),
+    "the row, before the commit": ("after save 2", ("row",), "ordering violated", ABSENT, "absent", True),
+}
 
-def test_sqlite_exists_diff_and_tigerbeetle_holds_it(world: World, user: str) -> None:
-    guid = world.run(user).guid
-    world.lose_promises()
-    assert_halted(world, user, f"{world.reference} exists_diff")
+
+@pytest.mark.parametrize("lost", quick_only(list(LOST)[:3], LOST))
+def test_adoption_after_the_loss_of(world: World, user: str, lost: str) -> None:
+    """The first promise stays rejected, but the attempt's promise records the account."""
+    crash, stores, panic, status, verdict, again = LOST[lost]
+    world.run(user, crash=crash)
+    guids = world.rows(user)
+    for store in stores:
+        unstage(world, user) if store == "row" else getattr(world, f"lose_{store}")()
+    assert_halted(world, user, panic.format(world.reference))
+    assert_verdict(world, user, status, verdict)
+    guid = assert_adopted(world, user, again=again)
+    assert again or [guid] == guids
+    for _ in range(2):
+        assert_adopted(world, user, guid)
+        assert world.run(user).guid == guid
     assert_verdict(world, user, EXISTS, "exists")
-    assert_adopted(world, user, guid)
-
-
-def test_sqlite_exists_diff_and_tigerbeetle_does_not_hold_it(world: World, user: str) -> None:
-    world.run(user, crash="after save 2")
-    [guid] = world.rows(user)
-    world.lose_promises()
-    assert_halted(world, user, f"{world.reference} exists_diff")
-    assert_verdict(world, user, STAGED, "staged")
-    assert_adopted(world, user, guid)
+    assert world.run(f"{user}-new").status == 0
 
 
 def test_commands_agree_about_an_imported_account(world: World, user: str, guid: str) -> None:
@@ -86,48 +93,6 @@ def test_tigerbeetle_exists_diff(world: World, user: str, guid: str) -> None:
     unstage(world, user)
     assert assert_adopted(world, user, again=True) != guid
     assert world.accounts(f"{user}-other") == [guid]
-
-
-def test_ordering_violated_and_tigerbeetle_holds_it(world: World, user: str) -> None:
-    guid = world.run(user).guid
-    world.lose_sqlite()
-    world.lose_promises()
-    assert_halted(world, user, "ordering violated")
-    assert_verdict(world, user, UNREFERENCED, "unreferenced")
-    assert_adopted(world, user, guid)
-
-
-@pytest.mark.slow
-def test_ordering_violated_and_the_row_vanished_after_the_commit(world: World, user: str) -> None:
-    world.run(user, crash="after write 3")
-    [guid] = world.rows(user)
-    unstage(world, user)
-    assert_halted(world, user, "ordering violated")
-    assert_verdict(world, user, UNREFERENCED, "unreferenced")
-    assert_adopted(world, user, guid)
-
-
-@pytest.mark.slow
-def test_ordering_violated_and_nobody_holds_it(world: World, user: str) -> None:
-    world.run(user, crash="after save 2")
-    unstage(world, user)
-    assert_halted(world, user, "ordering violated")
-    assert_verdict(world, user, ABSENT, "absent")
-    assert_adopted(world, user, again=True)
-
-
-@pytest.mark.slow
-def test_adopt_and_then_create_account_print_the_same_each_time(world: World, user: str) -> None:
-    """The first promise stays rejected, but the attempt's promise records the account."""
-    world.run(user, crash="after save 2")
-    [guid] = world.rows(user)
-    world.lose_promises()
-    assert world.run(user).status == 98
-    first, again = (script(world, "adopt", user) for _ in range(2))
-    assert first.stdout == again.stdout == f"UUID: {user}\nGUID: {guid}\n"
-    after = world.run(user)
-    assert (after.status, after.out) == (0, first.stdout)
-    assert_verdict(world, user, EXISTS, "exists")
 
 
 def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user: str) -> None:
@@ -173,11 +138,7 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
 )
 @pytest.mark.parametrize("committed", quick_only([False], [True, False]), ids=["committed", "staged"])
 def test_adopt_resumes_its_attempt_after_a_crash(
-    world: World,
-    user: str,
-    guid: str,
-    point: str,
-    committed: bool,  # noqa: FBT001
+    world: World, user: str, guid: str, point: str, committed: bool
 ) -> None:
     """The next adopt resumes the attempt and starts no other one."""
     halt(world, user)
@@ -201,36 +162,38 @@ def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, 
     assert rows in ([], [guid])
 
 
-@pytest.mark.parametrize("row", ["lost", "exists"])
-def test_adopt_does_not_recreate_an_account_that_tigerbeetle_lost_meanwhile(
-    world: World, user: str, guid: str, row: str
+@pytest.mark.parametrize(
+    "found",
+    [
+        ("lost", "after save 2", False),
+        ("exists", "after save 2", False),
+        ("exists", "after save 1", True),
+        ("exists", "after save 2", True),
+    ],
+    ids=[
+        "row lost, restored",
+        "row exists, restored",
+        "row exists, --again in step 2",
+        "row exists, --again in step 3",
+    ],
+)
+def test_only_adopt_again_recreates_an_account_that_tigerbeetle_lost_meanwhile(
+    world: World, user: str, guid: str, found: tuple[str, str, bool]
 ) -> None:
     """The account exists when adopt begins, and TigerBeetle is lost before adopt is run again."""
+    row, point, again = found
     halt(world, user)
     commit(world, user, guid)
     if row == "exists":
         stage(world, user, guid)
-    crash(world, user, "after save 2")
+    crash(world, user, point)
     world.lose_ledger()
-    attempt = f"promise create-account_attempt-2-{user}"
-    lost = f"{attempt} is pending, but TigerBeetle does not hold its account {guid}"
+    lost = f"promise create-account_attempt-2-{user} is pending, but TigerBeetle does not hold its account {guid}"
     assert_refused(world, user, lost, "restore TigerBeetle, or use `adopt --again`")
     assert_verdict(world, user, CONFLICT, "conflict", lost, "restore TigerBeetle, or use `adopt --again`")
-    commit(world, user, guid)  # TigerBeetle is restored
-    assert_adopted(world, user, guid)
-
-
-@pytest.mark.parametrize("after", ["save 1", "save 2"])
-def test_adopt_again_recreates_an_account_that_tigerbeetle_lost_meanwhile(
-    world: World, user: str, guid: str, after: str
-) -> None:
-    halt(world, user)
-    commit(world, user, guid)
-    stage(world, user, guid)
-    crash(world, user, f"after {after}")
-    world.lose_ledger()
-    assert_refused(world, user, "restore TigerBeetle")
-    assert_adopted(world, user, guid, again=True)
+    if not again:
+        commit(world, user, guid)  # TigerBeetle is restored
+    assert_adopted(world, user, guid, again=again)
     assert world.run(user).guid == guid
 
 
@@ -278,17 +241,6 @@ def test_new_attempt_is_possible_after_an_attempt_panics(world: World, user: str
         f"promise create-account_attempt-2-{user}",
         f"promise create-account_attempt-3-{user}",
     ]
-
-
-def resolve(world: World, id_: str, result: object) -> None:
-    """Create and resolve a promise, as another program can."""
-
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.create(id_, 10**14, Value(data=None), {})
-            await resonate.promises.resolve(id_, Value(data=result))
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize("named", ["another guid", "another uuid"])

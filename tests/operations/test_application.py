@@ -17,18 +17,7 @@ from clients.promises.cannot_run import Unexecutable
 from clients.settings import Settings
 from operations.application import open_accounts
 
-from ..conftest import (
-    HANG_S,
-    EmbeddedWorld,
-    Run,
-    ServerWorld,
-    World,
-    format_ledger,
-    free_port,
-    locked,
-    numbered,
-    tigerbeetle_replica,
-)
+from ..conftest import HANG_S, Replica, Run, ServerWorld, World, locked, numbered
 from .commands import commit, spoil, stage
 
 
@@ -110,7 +99,7 @@ def test_several_accounts_of_a_uuid_are_a_conflict(embedded_world: World, user: 
 
 
 def test_outage_reaches_each_caller_and_the_accounts_are_created_afterwards(
-    embedded_world: EmbeddedWorld, user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    embedded_world: World, user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SQLite is locked for longer than a request waits. The application goes on with the same connection."""
     uuids = numbered(user, 3)
@@ -132,7 +121,7 @@ def test_outage_reaches_each_caller_and_the_accounts_are_created_afterwards(
 
 
 def test_application_ends_while_a_store_is_unavailable(
-    embedded_world: EmbeddedWorld, user: str, monkeypatch: pytest.MonkeyPatch
+    embedded_world: World, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         async with open_accounts(Settings.read(embedded_world.env)) as accounts:
@@ -185,10 +174,9 @@ def test_each_call_ends_after_a_pause_and_the_next_one_returns_the_account(
     uuids = numbered(user, 64)
     monkeypatch.setattr(server, "LEASE", timedelta(seconds=LEASE_S))
     monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", PATIENCE_S)
-    format_ledger(tmp_path)
-    with tigerbeetle_replica(tmp_path, port := free_port()) as tigerbeetle:
-        server_world.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
-        pids = {"Resonate": server_world.resonate.pid, "TigerBeetle": tigerbeetle.pid, "application": os.getpid()}
+    with Replica.started(tmp_path) as replica:
+        server_world.env["TB_ADDRESS"] = replica.address
+        pids = {"Resonate": server_world.resonate.pid, "TigerBeetle": replica.process.pid, "application": os.getpid()}
         wake = f"kill -STOP {pids[part]}; sleep {pause_s}; kill -CONT {pids[part]}"
 
         async def main() -> tuple[list[Any], list[str], list[str | None], int]:
@@ -213,7 +201,7 @@ def test_each_call_ends_after_a_pause_and_the_next_one_returns_the_account(
 
 
 def test_second_connection_to_embedded_promises_is_refused_and_the_first_one_keeps_its_lock(
-    embedded_world: EmbeddedWorld, user: str, monkeypatch: pytest.MonkeyPatch
+    embedded_world: World, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "FIRST_ANSWER_TIMEOUT_S", 0.1)
 

@@ -16,25 +16,21 @@ import pytest
 import tigerbeetle as tb
 
 from clients.account import owner_of, promise_id
+from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.settings import Settings
-from operations.batch import batch_id, create_accounts, register
+from operations.batch import batch_id, create_accounts, create_batch, register
+from operations.create import create
 from operations.opening import connect
 
-from ..conftest import EmbeddedWorld, ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
-from ..crash import BATCH_POINTS, BATCH_STEPS
+from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
+from ..crash import BATCH_POINTS, BATCH_STEPS, left_to_do
 from .backfills import cancel, killed, promise_of, run
-from .commands import assert_adopted, commit, script, stage
+from .commands import assert_adopted, commit, resolve, script, stage, unstage
 from .test_worker import worker
 
 #: After the claims exist, and before the batch is settled.
 CLAIMED = ["before write 2", "after write 3", "after write 4", "before save 5"]
-
-
-def left_to_do(crash: str) -> list[str]:
-    """Return the steps whose results were not recorded before the crash."""
-    crash = crash.replace("between", "after")
-    return [step for step in BATCH_STEPS if BATCH_POINTS.index(crash) < BATCH_POINTS.index(f"after save {step}")]
 
 
 def assert_all_exist(world: World, uuids: list[str]) -> dict[str, str]:
@@ -71,7 +67,9 @@ def test_killed_batch_is_resumed_by_a_rerun(world: World, user: str, crash: str)
     world.steps_file.write_text("")
     many = run(world, *uuids, STEPS_FILE=str(world.steps_file))
     assert (many.status, list(many.accounts)) == (0, uuids), many.err
-    assert world.steps_file.read_text().split() == left_to_do(crash)
+    assert world.steps_file.read_text().split() == left_to_do(
+        crash.replace("between", "after"), BATCH_STEPS, BATCH_POINTS
+    )
     assert_all_exist(world, uuids)
 
 
@@ -151,7 +149,7 @@ def test_batch_leaves_an_account_to_the_single_run_that_has_begun_it(world: Worl
     assert [assert_all_exist(world, uuids)[uuids[1]]] == staged
 
 
-def test_batch_of_one_is_a_single_run(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_batch_of_one_is_a_single_run(embedded_world: World, user: str) -> None:
     many = run(embedded_world, user)
     assert many.status == 0
     assert state_of(embedded_world, batch_id([user])) == "not found"
@@ -162,31 +160,24 @@ def test_batch_of_one_is_a_single_run(embedded_world: EmbeddedWorld, user: str) 
 # -- One promise, one meaning ----------------------------------------------
 
 
-def nothing(world: World, uuid: str, guid: str) -> str:
-    return guid
+SITUATIONS = [
+    "nothing", "another row", "the row of another uuid", "an account without its row", "the account of another uuid"
+]  # fmt: skip
 
 
-def other_row(world: World, uuid: str, guid: str) -> str:
-    stage(world, uuid, other := str(tb.id()))
+def prepare(situation: str, world: World, uuid: str, guid: str) -> str:
+    """Put something in the uuid's way. Returns its guid."""
+    other = str(tb.id()) if situation in ("another row", "an account without its row") else guid
+    match situation:
+        case "another row":
+            stage(world, uuid, other)
+        case "the row of another uuid":
+            stage(world, f"{uuid} of another", guid)
+        case "an account without its row":
+            commit(world, uuid, other)
+        case "the account of another uuid":
+            commit(world, "another", guid, code=2)
     return other
-
-
-def row_of_another(world: World, uuid: str, guid: str) -> str:
-    stage(world, f"{uuid} of another", guid)
-    return guid
-
-
-def account_without_row(world: World, uuid: str, guid: str) -> str:
-    commit(world, uuid, other := str(tb.id()))
-    return other
-
-
-def account_of_another(world: World, uuid: str, guid: str) -> str:
-    commit(world, "another", guid, code=2)
-    return guid
-
-
-SITUATIONS = [nothing, other_row, row_of_another, account_without_row, account_of_another]
 
 
 def normalized(thing: Any, names: dict[str, str]) -> Any:
@@ -201,14 +192,13 @@ def normalized(thing: Any, names: dict[str, str]) -> Any:
     return text
 
 
-@pytest.mark.parametrize("prepare", SITUATIONS, ids=lambda prepare: prepare.__name__)
-def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: str, prepare: Any) -> None:
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: str, situation: str) -> None:
     seen: list[Any] = []
     for way in ("single", "batch"):
         uuid, guid = f"{user}-{way}", str(tb.id())
-        names = {prepare(world, uuid, guid): "OTHER"} | {
-            uuid: "UUID", guid: "GUID", str(owner_of(uuid)): "OWNER"
-        }  # fmt: skip
+        names = {prepare(situation, world, uuid, guid): "OTHER"}
+        names |= {uuid: "UUID", guid: "GUID", str(owner_of(uuid)): "OWNER"}
         if way == "single":
             first = world.run(uuid, guid=guid)
             status, said = first.status, first.err.splitlines()[-1:] if first.status else []
@@ -228,24 +218,21 @@ def test_batch_leaves_the_promise_that_a_single_run_leaves(world: World, user: s
 # -- Faults between two runs of a batch -------------------------------------
 
 
-def test_account_of_another_host_before_the_repeated_stage_step_halts_its_account(world: World, user: str) -> None:
+@pytest.mark.parametrize(
+    ("crash", "fault"), [("after write 3", "an account of another host"), ("after save 3", "no row")]
+)
+def test_fault_between_two_runs_of_a_batch_halts_its_account(world: World, user: str, crash: str, fault: str) -> None:
     uuids = numbered(user, 3)
-    killed(world, uuids, "after write 3")
-    commit(world, uuids[0], other := str(tb.id()))
+    killed(world, uuids, crash)
+    if fault == "no row":
+        unstage(world, uuids[0])
+    else:
+        commit(world, uuids[0], str(tb.id()))
+    accounts = world.accounts(uuids[0])
     many = run(world, *uuids)
     assert (many.status, list(many.accounts)) == (98, uuids[1:])
     assert "ordering violated" in many.err
-    assert world.accounts(uuids[0]) == [other], "no second account"
-
-
-def test_row_that_vanishes_before_the_commit_halts_its_account(world: World, user: str) -> None:
-    uuids = numbered(user, 3)
-    killed(world, uuids, "after save 3")
-    world.sql("DELETE FROM accounts WHERE uuid = ?", uuids[0])
-    many = run(world, *uuids)
-    assert (many.status, list(many.accounts)) == (98, uuids[1:])
-    assert "ordering violated" in many.err
-    assert world.accounts(uuids[0]) == []
+    assert world.accounts(uuids[0]) == accounts, "another account"
 
 
 # -- Nothing is orphaned ---------------------------------------------------
@@ -274,7 +261,7 @@ def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, us
         assert_adopted(world, uuid, again=not staged)
 
 
-def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: World, user: str) -> None:
     uuids = numbered(user, 3)
     killed(embedded_world, uuids, "after write 3")
     lose(embedded_world, batch_id(uuids))
@@ -284,9 +271,7 @@ def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: Embedd
     assert_adopted(embedded_world, uuids[0], embedded_world.rows(uuids[0])[0])
 
 
-def test_batch_that_is_lost_and_created_again_does_not_take_the_old_claims(
-    embedded_world: EmbeddedWorld, user: str
-) -> None:
+def test_batch_that_is_lost_and_created_again_does_not_take_the_old_claims(embedded_world: World, user: str) -> None:
     """It would stage other guids: panics over correct stores."""
     uuids = numbered(user, 3)
     killed(embedded_world, uuids, "after write 4")
@@ -375,7 +360,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_batch_that_must_not_run_writes_nothing(embedded_world: EmbeddedWorld, user: str, name: str) -> None:
+def test_batch_that_must_not_run_writes_nothing(embedded_world: World, user: str, name: str) -> None:
     more, id_, words = REFUSED[name]
     uuids = [user, *more]
     assert words in ask(embedded_world, id_ or batch_id(uuids), uuids)
@@ -383,7 +368,7 @@ def test_batch_that_must_not_run_writes_nothing(embedded_world: EmbeddedWorld, u
     assert state_of(embedded_world, promise_id(user)) == "not found"
 
 
-def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_world: EmbeddedWorld) -> None:
+def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_world: World) -> None:
     many = run(embedded_world, "a", " b", "c")
     assert (many.status, list(many.accounts)) == (2, ["a", "c"])
     assert many.counts() == {"created": 2, "existing": 0, "halted": 0, "invalid": 1}
@@ -412,3 +397,82 @@ def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(world_with_own_
     created, by_scan, by_owner = asyncio.run(newer())
     assert by_scan == created, "the first account is older"
     assert by_owner == [world.accounts(uuids[0]), *created[1:]]
+
+
+# -- Faults between the steps of a batch -------------------------------------
+
+
+def interrupt_after(world: World, request: str, *uuids: str) -> None:
+    """Run a batch that ends at an outage, directly after this request to the System of Reference is carried out."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            real = getattr(clients.reference, f"_{request}")
+
+            async def interrupted(*args: Any) -> Any:
+                await real(*args)
+                raise Unavailable("interrupted")
+
+            setattr(clients.reference, f"_{request}", interrupted)
+            await clients.outages.result_or_raise(create_batch(list(uuids), resonate, clients))
+
+    with pytest.raises(Unavailable, match="interrupted"):
+        asyncio.run(run())
+
+
+def resume(world: World, *uuids: str) -> None:
+    """Run the batch to its end, and then the first uuid."""
+
+    async def run() -> None:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            await create_batch(list(uuids), resonate, clients)
+            await create(uuids[0], resonate, clients)
+
+    asyncio.run(run())
+
+
+def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_row(embedded_world: World) -> None:
+    interrupt_after(embedded_world, "stage_many", "a", "b")
+    other = str(tb.id())
+    commit(embedded_world, "a", other)
+
+    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
+        resume(embedded_world, "a", "b")
+
+    assert embedded_world.accounts("a") == [other]
+
+
+def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(embedded_world: World) -> None:
+    other, ledger = str(tb.id()), embedded_world.data / "ledger.db"
+    commit(embedded_world, "a", other)
+    before = ledger.read_bytes()
+    embedded_world.lose_ledger()
+    commit(embedded_world, "c", str(tb.id()))
+    interrupt_after(embedded_world, "rows_of_many", "a", "b")
+    embedded_world.lose_ledger()
+    ledger.write_bytes(before)
+
+    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
+        resume(embedded_world, "a", "b")
+
+    assert embedded_world.accounts("a") == [other]
+
+
+@pytest.mark.parametrize("value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}])
+def test_batch_that_another_program_resolves_does_not_stop_backfill(embedded_world: World, value: object) -> None:
+    resolve(embedded_world, batch_id(["a", "b"]), value)
+    done = script(embedded_world, "backfill", stdin="a\nb\n")
+    assert done.returncode == 0, done.stderr
+    assert "created 2, existing 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_batch_with_more_text_in_its_conflicts_than_the_server_accepts_ends(server_world: ServerWorld) -> None:
+    uuids = [f"u{number}" for number in range(300)]
+    for uuid in uuids:
+        stage(server_world, uuid, f"{uuid}-" + "x" * 10_000)
+
+    done = script(server_world, "backfill", stdin="".join(f"{uuid}\n" for uuid in uuids))
+
+    assert done.returncode == 98, done.stderr
+    assert "created 0, existing 0, halted 300, invalid 0" in done.stderr

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, World, numbered, quick_only
+from ..conftest import ROOT, World, completed, numbered, quick_only
 from .backfills import run
 from .commands import Done, findings
 from .test_layouts import contents
@@ -30,7 +29,7 @@ def documented(kind: str, world: World, setting: str = "absolute", name: str = "
 
 def shell(commands: str, cwd: Path, **env: str) -> Done:
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(["sh", "-c", commands], cwd=cwd, env=path | env, capture_output=True, text=True, check=False)
+    return completed(["sh", "-c", commands], cwd=cwd, env=path | env)
 
 
 def assert_done(done: Done) -> None:

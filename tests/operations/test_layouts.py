@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ..conftest import EmbeddedWorld, World
+from ..conftest import World
 from .commands import EXISTS, assert_verdict, findings, script
 
 FILES = ["accounts.db", "promises.db", "ledger.db"]
@@ -25,7 +25,7 @@ def link(world: World) -> None:
         (world.data / name).symlink_to(elsewhere / name)
 
 
-def test_reading_commands_follow_links_while_accounts_are_created(embedded_world: EmbeddedWorld, user: str) -> None:
+def test_reading_commands_follow_links_while_accounts_are_created(embedded_world: World, user: str) -> None:
     embedded_world.run(f"{user}-first")
     link(embedded_world)
     with embedded_world.paused_at(user, "after save 3") as process:
@@ -79,7 +79,7 @@ def contents(world: World) -> dict[str, object]:
 
 @pytest.mark.parametrize("layout", [lambda _: None, without_index, in_rollback_mode, with_a_persistent_journal])
 def test_layout_is_read_as_sqlite_reads_it_and_is_not_changed(
-    embedded_world: EmbeddedWorld, user: str, layout: Callable[[World], None]
+    embedded_world: World, user: str, layout: Callable[[World], None]
 ) -> None:
     """Not even for a moment is a file created: the directory may be read-only."""
     embedded_world.run(user, crash="after save 3")
@@ -93,9 +93,7 @@ def test_layout_is_read_as_sqlite_reads_it_and_is_not_changed(
     assert_verdict(embedded_world, user, EXISTS, "exists")
 
 
-def test_journal_of_a_dead_process_is_refused_until_a_run_has_rolled_it_back(
-    embedded_world: EmbeddedWorld, user: str
-) -> None:
+def test_journal_of_a_dead_process_is_refused_until_a_run_has_rolled_it_back(embedded_world: World, user: str) -> None:
     """Not by this program, which writes no journal. Only a writer can read such a file."""
     embedded_world.run(user)
     with_hot_journal(embedded_world)

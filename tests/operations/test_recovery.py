@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from clients.settings import Settings
 from create_account import DEADLINE, create_account
 from operations.opening import connect
 
-from ..conftest import ServerWorld, World, format_ledger, free_port, needs, tigerbeetle_replica, wait_until
+from ..conftest import Replica, ServerWorld, World, quick_only, wait_until
 from .commands import (
     UNREFERENCED,
     assert_adopted,
@@ -36,7 +35,7 @@ class Files:
     """Backups of a world's files. Servers are stopped while their files are copied. PostgreSQL's rows are read."""
 
     world: World
-    tigerbeetle: subprocess.Popen[bytes] | None = None
+    replica: Replica | None = None
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     def back_up(self, store: str) -> None:
@@ -61,31 +60,24 @@ class Files:
             for path in (self.world.directory / f"backup of {store}").iterdir():
                 shutil.copy(path, directory)
 
-    def start_tigerbeetle(self) -> None:
-        port = int(self.world.env["TB_ADDRESS"].rpartition(":")[2])
-        replica = tigerbeetle_replica(self.world.directory / "own", port)
-        self.tigerbeetle = self.world.stack.enter_context(replica)
-
     def _of(self, store: str) -> list[Path]:
         if store == "promises" and isinstance(self.world, ServerWorld):
             return list(self.world.promises.glob("resonate.db*"))
-        if store == "TigerBeetle" and self.tigerbeetle:
-            return list((self.world.directory / "own").glob("*.tigerbeetle"))
+        if store == "TigerBeetle" and self.replica:
+            return list(self.replica.directory.glob("*.tigerbeetle"))
         name = {"promises": "promises", "TigerBeetle": "ledger", "SQLite": "accounts"}[store]
         return list(self.world.data.glob(f"{name}.db*"))
 
     @contextlib.contextmanager
     def _stopped(self, store: str) -> Iterator[None]:
         if store == "promises" and isinstance(self.world, ServerWorld):
-            self.world.resonate.kill()
-            self.world.resonate.wait()
+            self.world.kill_resonate()
             yield
             self.world.restart_resonate()
-        elif store == "TigerBeetle" and self.tigerbeetle:
-            self.tigerbeetle.kill()
-            self.tigerbeetle.wait()
+        elif store == "TigerBeetle" and self.replica:
+            self.replica.kill()
             yield
-            self.start_tigerbeetle()
+            self.replica.start()
         else:
             yield
 
@@ -95,11 +87,9 @@ def files(world: World) -> Files:
     """The files of a world. If it has a real TigerBeetle, only this test uses that."""
     files = Files(world)
     if "TB_ADDRESS" in world.env:
-        needs("tigerbeetle")
-        world.env["TB_ADDRESS"] = f"127.0.0.1:{free_port()}"
-        (world.directory / "own").mkdir()
-        format_ledger(world.directory / "own")
-        files.start_tigerbeetle()
+        (own := world.directory / "own").mkdir()
+        files.replica = world.stack.enter_context(Replica.started(own))
+        world.env["TB_ADDRESS"] = files.replica.address
     return files
 
 
@@ -122,41 +112,20 @@ def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) ->
         assert_adopted(world, f"{user}-{name}", guid)
 
 
-@pytest.mark.slow
-def test_losing_the_promises(world: World, user: str) -> None:
-    """Accounts that had begun panic and are adopted. A new account is created."""
-    created = world.run(f"{user}-created").guid
-    world.run(f"{user}-staged", crash="after save 2")
-    [staged] = world.rows(f"{user}-staged")
-    world.lose_promises()
-    for name, guid in (("created", created), ("staged", staged)):
-        assert_halted(world, f"{user}-{name}", f"{world.reference} exists_diff")
-        assert_adopted(world, f"{user}-{name}", guid)
-    assert world.run(f"{user}-new").status == 0
-
-
-def test_losing_tigerbeetle(world: World, user: str) -> None:
-    """The promise records the account. Only `--again` recreates it, with the same guid."""
+@pytest.mark.parametrize("row", quick_only(["kept"], ["kept", "lost, too"]))
+def test_losing_tigerbeetle(world: World, user: str, row: str) -> None:
+    """Only `--again` recreates the account, with the same guid. If only the promise has it, the operator stages it."""
     guid = world.run(user).guid
     world.lose_ledger()
     world.run(f"{user}-2")
     run = world.run(user)
     assert (run.status, run.out) == (98, "")
+    if row == "lost, too":
+        unstage(world, user)
+        for again in (False, True):
+            assert_refused(world, user, f"does not hold its account {guid}", again=again)
+        stage(world, user, guid)
     assert_refused(world, user, f"does not hold its account {guid}", "restore TigerBeetle", "--again")
-    assert_adopted(world, user, guid, again=True)
-    assert world.run(user).guid == guid
-
-
-@pytest.mark.slow
-def test_losing_tigerbeetle_and_the_row(world: World, user: str) -> None:
-    """Only the promise has the guid. The operator stages it by hand."""
-    guid = world.run(user).guid
-    world.lose_ledger()
-    unstage(world, user)
-    world.run(f"{user}-2")
-    for again in (False, True):
-        assert_refused(world, user, f"does not hold its account {guid}", again=again)
-    stage(world, user, guid)
     assert_adopted(world, user, guid, again=True)
     assert world.run(user).guid == guid
 

@@ -81,9 +81,7 @@ BATCH = Promise("b", "pending", None)
     ],
 )
 def test_pending_promise_is_in_progress_if_something_will_settle_it(
-    found: AccountState,
-    waits_for: str,
-    in_progress: bool,  # noqa: FBT001
+    found: AccountState, waits_for: str, in_progress: bool
 ) -> None:
     assert (found.waits_for, found.in_progress) == (waits_for, in_progress)
 
@@ -109,9 +107,34 @@ DECISIONS: dict[str, tuple[AccountState, Any, Any]] = {
 }
 
 
+def after(attempt: str, *stores: tuple[Any, Any] | tb.Account, existing: str | None = None) -> AccountState:
+    """The state in which the second attempt has this state. `existing`: when it began, TigerBeetle held the account."""
+    return replace(state(None, *stores), promises=[REJECTED, Promise(SECOND, attempt, None, existing=existing)])
+
+
+LOST = "does not hold its account 1; restore TigerBeetle, or use `adopt --again`"
+RESUMED = Attempt(SECOND, ("u",))
+DECISIONS |= {
+    "attempt pending": (after("pending", ROW), RESUMED, RESUMED),
+    "attempt for an account that exists": (
+        after("pending", ROW, OURS, existing="1"), replace(RESUMED, existing=True), RESUMED
+    ),
+    "attempt for an account that TigerBeetle lost": (after("pending", ROW, existing="1"), LOST, RESUMED),
+    "attempt rejected, TigerBeetle lost the account": (
+        after("rejected", ROW, existing="1"), LOST, Attempt(promise_id("u", 3), ("u", "1"))
+    ),
+}  # fmt: skip
+
+
+def test_attempt_for_an_account_that_tigerbeetle_lost_is_a_conflict() -> None:
+    for name, (found, *_) in DECISIONS.items():
+        if "TigerBeetle lost" in name:
+            assert found.verdict == "conflict"
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["adopt", "adopt --again"])
 @pytest.mark.parametrize("name", DECISIONS)
-def test_decision_of_adopt(name: str, again: bool) -> None:  # noqa: FBT001
+def test_decision_of_adopt(name: str, again: bool) -> None:
     found, *expected = DECISIONS[name]
     match expected[again]:
         case None:
@@ -146,41 +169,7 @@ ADOPTED, PANICKED = (replace(promise, id=SECOND) for promise in (resolved(), REJ
     ],
 )
 def test_rerun_prints_an_account_that_its_promise_records_or_that_was_adopted(
-    promises: list[Promise],
-    stores: list[Any],
-    created: bool,  # noqa: FBT001
-    adopted: bool,  # noqa: FBT001
+    promises: list[Promise], stores: list[Any], created: bool, adopted: bool
 ) -> None:
     found = replace(state(None, *stores), promises=promises)
     assert (found.created, found.adopted) == (created, adopted)
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["adopt", "adopt --again"])
-@pytest.mark.parametrize("attempt_state", ["pending", "rejected"])
-def test_attempt_of_an_account_that_tigerbeetle_lost_creates_it_only_again(again: bool, attempt_state: str) -> None:  # noqa: FBT001
-    """When the attempt began, TigerBeetle held account 1. Perhaps the attempt has staged the row."""
-    found = state(REJECTED, ROW)
-    found.promises.append(Promise(SECOND, attempt_state, None, existing="1"))
-    assert found.verdict == "conflict"
-    if again:
-        attempt = decide(found, again=True)
-        assert attempt is not None
-        assert not attempt.existing
-    else:
-        with pytest.raises(Refused, match="does not hold its account 1; restore TigerBeetle, or use `adopt --again`"):
-            decide(found, again=False)
-
-
-def test_attempt_of_an_existing_account_is_resumed_as_such() -> None:
-    found = state(REJECTED, ROW, OURS)
-    found.promises.append(Promise(SECOND, "pending", None, existing="1"))
-    assert decide(found, again=False) == Attempt(SECOND, ("u",), existing=True)
-
-
-def test_pending_attempt_is_resumed() -> None:
-    found = state(REJECTED, ROW)
-    found.promises.append(replace(PENDING, id=promise_id("u", 2)))
-    for again in (False, True):
-        attempt = decide(found, again=again)
-        assert attempt is not None
-        assert attempt.id == promise_id("u", 2)

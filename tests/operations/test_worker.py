@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import os
 import re
-import resource
 import shutil
 import signal
 import sqlite3
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +28,18 @@ from operations.worker import HealthFile
 from ..conftest import (
     HANG_S,
     PostgresServerWorld,
+    Replica,
     ServerWorld,
     World,
     assert_accounts_exist,
     format_ledger,
     free_port,
-    locked,
     numbered,
     paused,
     tigerbeetle_replica,
     wait_until,
 )
-from ..postgres import PASSWORD, Postgres
+from ..postgres import Postgres
 from ..processes import Process
 from .commands import script, spoil
 
@@ -318,115 +315,6 @@ def test_sigterm_ends_a_worker_that_waits_at_its_start(tmp_path: Path) -> None:
     assert starting.end(signal.SIGTERM) == 0
 
 
-@pytest.fixture
-def replica(server_world: ServerWorld) -> Iterator[subprocess.Popen[bytes]]:
-    """A TigerBeetle that only this test uses."""
-    format_ledger(server_world.directory)
-    with tigerbeetle_replica(server_world.directory, port := free_port()) as process:
-        server_world.env["TB_ADDRESS"] = f"127.0.0.1:{port}"
-        yield process
-
-
-@contextlib.contextmanager
-def full(serving: Worker) -> Iterator[None]:
-    """Limit the size of the worker's files, as on a full disk."""
-    pid, no_limit = serving.process.pid, resource.RLIM_INFINITY
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, no_limit))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (no_limit, no_limit))
-
-
-@pytest.mark.parametrize(
-    ("away", "words"),
-    [
-        ("TigerBeetle", "did not answer within 5 s"),
-        ("SQLite", "accounts.db is locked by another process"),
-        ("the disk", "accounts.db: disk I/O error"),
-        ("Resonate", "did not answer within 5 s"),
-    ],
-)
-def test_worker_waits_until_an_outage_ends(
-    server_world: ServerWorld, replica: subprocess.Popen[bytes], user: str, away: str, words: str
-) -> None:
-    with worker(server_world, PATIENCE="5") as serving:  # a busy machine can be slow for a second
-        outage = {
-            "TigerBeetle": paused(replica),
-            "SQLite": locked(server_world.data / "accounts.db"),
-            "the disk": full(serving),
-            "Resonate": paused(server_world.resonate),
-        }[away]
-        assert_waits(server_world, serving, outage, words, user, ask_first=away != "Resonate")
-
-
-def assert_waits(
-    world: World,
-    serving: Worker,
-    outage: contextlib.AbstractContextManager[Any],
-    words: str,
-    user: str,
-    *,
-    ask_first: bool = True,
-) -> None:
-    """Check that the worker prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
-    uuids = numbered(user, 20)
-
-    async def main() -> dict[str, str]:
-        async with caller(world) as resonate:
-            with outage:
-                started = [start(resonate, uuid) for uuid in uuids if ask_first]
-                await asyncio.to_thread(wait_until, lambda: bool(serving.said(words)))
-                cpu_s, now_s = serving.cpu_seconds(), time.monotonic()
-                await asyncio.sleep(2)
-                assert serving.cpu_seconds() - cpu_s < (time.monotonic() - now_s) / 2, "a busy loop"
-                assert not any(promise.done() for promise in started)
-            return await results(started or [start(resonate, uuid) for uuid in uuids])
-
-    assert_exist(world, asyncio.run(main()), uuids)
-    assert len(serving.said()) == 3
-    assert serving.said(words) == serving.said("this process waits until it recovers")
-    assert serving.said("is available again") == serving.said()[2:]
-
-
-@pytest.mark.parametrize(
-    ("away", "words"),
-    [
-        ("stopped", "cannot reach PostgreSQL"),
-        ("frozen", "gave no answer in time"),
-        ("read-only", "accepts no writes"),
-        ("full", "free some disk space on the server"),
-    ],
-)
-def test_worker_waits_until_an_outage_of_postgresql_ends(
-    server_world: ServerWorld, user: str, away: str, words: str
-) -> None:
-    @contextlib.contextmanager
-    def stopped() -> Iterator[None]:
-        postgres.stop(signal.SIGQUIT)
-        yield
-        postgres.start()
-
-    @contextlib.contextmanager
-    def read_only() -> Iterator[None]:
-        postgres.configure(default_transaction_read_only="on")
-        yield
-        postgres.configure(default_transaction_read_only=None)
-
-    with Postgres().started() as postgres:
-        url = postgres.database()
-        world = PostgresServerWorld(server_world.directory, server_world.env | {"REFERENCE_URL": url})
-        with worker(world, PATIENCE="1") as serving:
-            outage = {
-                "stopped": stopped(),
-                "frozen": postgres.frozen(),
-                "read-only": read_only(),
-                "full": postgres.full_disk(url.rpartition("/")[2]),
-            }[away]
-            assert_waits(world, serving, outage, words, user)
-            assert PASSWORD not in serving.log.read_text()
-
-
 def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerWorld, user: str) -> None:
     with worker(server_world, PATIENCE="1") as serving:
         server_world.resonate.kill()
@@ -438,21 +326,23 @@ def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerW
 
 
 def test_second_signal_ends_the_worker_before_its_tasks_are_released(
-    server_world: ServerWorld, replica: subprocess.Popen[bytes], user: str
+    server_world: ServerWorld, tmp_path: Path, user: str
 ) -> None:
     async def begin() -> None:
         async with caller(server_world) as resonate:
             await start(resonate, user).id()
             await asyncio.to_thread(wait_until, lambda: bool(serving.said("did not answer")))
 
-    with worker(server_world, PATIENCE="1", RELEASE="60", LEASE="2") as serving, paused(replica):
-        asyncio.run(begin())
-        with paused(server_world.resonate):
-            serving.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: bool(serving.said("stopping")))
-            assert serving.end(signal.SIGTERM) == -signal.SIGTERM
-    with worker(server_world):
-        assert list(ask(server_world, [user])) == [user]
+    with Replica.started(tmp_path) as replica:
+        server_world.env["TB_ADDRESS"] = replica.address
+        with worker(server_world, PATIENCE="1", RELEASE="60", LEASE="2") as serving, paused(replica.process):
+            asyncio.run(begin())
+            with paused(server_world.resonate):
+                serving.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: bool(serving.said("stopping")))
+                assert serving.end(signal.SIGTERM) == -signal.SIGTERM
+        with worker(server_world):
+            assert list(ask(server_world, [user])) == [user]
 
 
 def test_worker_still_receives_tasks_after_a_long_silence(server_world: ServerWorld, user: str) -> None:
