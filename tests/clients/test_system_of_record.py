@@ -121,3 +121,29 @@ def test_late_answer_is_no_second_outage_while_others_are_answered(capsys: pytes
     clock = Clock()
     with asyncio.Runner(loop_factory=lambda: clock) as runner:
         runner.run(main())
+
+
+def test_request_whose_answer_is_lost_is_repeated() -> None:
+    """The client can lose an answer, for example if its callback raises MemoryError. Other requests are answered."""
+
+    class LosesOneAnswer(SlowLedger):
+        lost = 0
+
+        async def lookup_accounts(self, ids: list[int]) -> list[tb.Account]:
+            if ids == [1] and not self.lost:
+                self.lost = 1
+                await asyncio.Event().wait()
+            return []
+
+    async def main() -> None:
+        ledger = cast("Ledger", LosesOneAnswer())
+        record = await SystemOfRecord(lambda: ledger).open()
+        lost = asyncio.create_task(record.lookup("1"))
+        await clock.move(0)
+        await record.lookup("2")
+        await clock.move(ANSWER_TIMEOUT_S)
+        assert await lost is None
+
+    clock = Clock()
+    with asyncio.Runner(loop_factory=lambda: clock) as runner:
+        runner.run(main())

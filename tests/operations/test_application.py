@@ -15,9 +15,10 @@ from clients.errors import Halted, NoAnswer, Unavailable, UsageError
 from clients.promises import server
 from clients.promises.cannot_run import Unexecutable
 from clients.settings import Settings
+from operations import application
 from operations.application import open_accounts
 
-from ..conftest import HANG_S, Replica, Run, ServerWorld, World, locked, numbered
+from ..conftest import HANG_S, EmbeddedWorld, Replica, Run, ServerWorld, World, locked, numbered
 from .commands import commit, spoil, stage
 
 
@@ -118,6 +119,24 @@ def test_outage_reaches_each_caller_and_the_accounts_are_created_afterwards(
     assert [embedded_world.accounts(uuid) for uuid in uuids] == [[guid] for guid in created]
     err = capsys.readouterr().err
     assert err.count("this process waits until it recovers") == err.count("is available again") == 1
+
+
+def test_outage_reaches_the_calls_that_wait_for_their_turn(
+    embedded_world: EmbeddedWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "IN_FLIGHT_MAX", 1)
+
+    async def main() -> None:
+        async with open_accounts(Settings.read(embedded_world.env)) as accounts:
+            monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", 0.1)
+            with locked(embedded_world.data / "accounts.db"):
+                calls = [asyncio.ensure_future(accounts.create(uuid)) for uuid in numbered(user, 10)]
+                await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+                await asyncio.wait(calls, timeout=limits.RETRY_INTERVAL_S)
+            assert {type(call.exception()) for call in calls if call.done()} == {Unavailable}
+            assert all(call.done() for call in calls)
+
+    asyncio.run(main())
 
 
 def test_application_ends_while_a_store_is_unavailable(
