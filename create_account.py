@@ -27,7 +27,7 @@ from clients.stores.system_of_reference import SystemOfReference
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine  # `async def` with `await ctx.run(...)` works as well.
+@types.coroutine
 def create_account(ctx: Context, uuid: str) -> Any:
     """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
     ctx = ctx.options(timeout=DEADLINE)
@@ -41,7 +41,7 @@ def create_account(ctx: Context, uuid: str) -> Any:
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit what was staged, in the System of Record. If two processes run this, `staged` can be the other's result.
+    # Commit it in the System of Record. Use `staged.guid`: another process may have saved the result of step 2.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -62,7 +62,7 @@ class Outcome:
         "created",  # step 2 wrote the row; step 3 created the account
         "exists_same",  # the same row is there; the same account is there
         "exists_diff",  # another row has this uuid or this guid; an account with this guid has different fields
-        "ordering_violated",  # no row, but an account with another guid; this row is missing, or such an account
+        "ordering_violated",  # the uuid has an account with another guid, and no row; the same, or this row is missing
     ]
     guid: str  # the guid that the step was given
     conflict: str = ""  # what the step found, in words for the operator
@@ -73,7 +73,7 @@ class Outcome:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # raises ValueError if this promise belongs to another uuid
+    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the workflow's id belongs to another uuid
     return str(tb.id())
 
 
@@ -81,8 +81,8 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: write the row in the System of Reference."""
     reference, record = ctx.get_dependency(Stores)
 
-    # Read first. If the uuid has an account with another guid, but no row, the row was lost. A new row would lead to a
-    # second account.
+    # Read first. An account with another guid, and no row: the row was lost, and a new row would lead to a second account.
+    # If there is another row, the write below returns it.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
@@ -134,8 +134,8 @@ class Stores(NamedTuple):
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`. During an outage, the stores' methods wait by themselves. Any other error
-    would be retried for decades. If you add a step, see docs/operations.md, 'Changing the steps'.
+    Create `Resonate` with `retry_policy=Never()`: else it retries an error for decades. An outage needs no retry, because the
+    stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))

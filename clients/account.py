@@ -96,7 +96,7 @@ def account_of(uuid: str, guid: str) -> tb.Account:
     return tb.Account(id=int(guid), ledger=LEDGER, code=CODE, user_data_128=owner_of(uuid))
 
 
-def accounts_of(uuid: str) -> tb.QueryFilter:
+def accounts_query(uuid: str) -> tb.QueryFilter:
     """Return the query for the uuid's accounts. The limit is 10; one is normal, two are a conflict.
 
     Other programs may use the same `user_data_128` on another ledger or with another code: those are

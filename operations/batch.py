@@ -249,7 +249,7 @@ async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -
             batch = handle_of(promise)
         else:
             if promise is not None:
-                cannot_run.check(promise, resonate)
+                cannot_run.raise_if_unexecutable(promise, resonate)
             batch = await run_batch(batch_id(uuids), uuids, resonate, clients)
         result = await batch.result()
         guids = dict(zip(uuids, result["guids"], strict=True))
@@ -294,7 +294,7 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
             return
         promise = await get_promise(resonate, batch)
         if promise is not None and promise.state == "pending":
-            cannot_run.check(promise, resonate)
+            cannot_run.raise_if_unexecutable(promise, resonate)
             await run_batch(
                 batch, [uuid], resonate, clients
             )  # the promise records the uuids; this argument is not used

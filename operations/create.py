@@ -51,7 +51,7 @@ async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, 
             if batch := batch_of(promise):  # a backfill has claimed the account: finish its batch, and look again
                 await complete(batch, uuid, resonate, clients)
                 continue
-            cannot_run.check(promise, resonate)
+            cannot_run.raise_if_unexecutable(promise, resonate)
         try:
             if promise is not None and existed:
                 settled = handle_of(promise)
@@ -62,14 +62,14 @@ async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, 
                 raise
             continue  # another process has created the promise meanwhile, and it has no task: look again
         try:
-            return await confirmed_guid(settled, uuid, resonate, clients), existed
+            return await verified_guid(settled, uuid, resonate, clients), existed
         except Halted:
             if (guid := await adopted_guid(uuid, resonate, clients)) is None:
                 raise
             return guid, True
 
 
-async def confirmed_guid(settled: ResonateHandle[Any], uuid: str, resonate: Resonate, clients: Clients) -> str:
+async def verified_guid(settled: ResonateHandle[Any], uuid: str, resonate: Resonate, clients: Clients) -> str:
     """Return the guid of a settled promise, after TigerBeetle is seen to hold that account. Raises `Halted`."""
     id_ = promise_id(uuid)
     try:

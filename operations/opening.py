@@ -21,7 +21,7 @@ from clients.promises.server import Requests
 from clients.promises.store_pin import Identity, check_or_pin
 from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import PostgresReference
-from clients.stores.read_only import ReadOnly
+from clients.stores.read_only import ReadOnlyFile
 from clients.stores.sqlite_file import Database
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SqliteReference, SystemOfReference
@@ -162,7 +162,7 @@ def make_record(settings: Settings, outages: Outages, *, read_only: bool = False
     """Return the System of Record that the settings name, not yet open."""
     address, cluster = settings.tb_address, settings.tb_cluster_id
     if address is None:
-        ledger = EmbeddedLedger(settings.data_dir, ReadOnly if read_only else Database)
+        ledger = EmbeddedLedger(settings.data_dir, ReadOnlyFile if read_only else Database)
         return SystemOfRecord(lambda: ledger, "the embedded ledger", outages)
     return SystemOfRecord(
         lambda: open_client(address, cluster), f"TigerBeetle at {address} (cluster {cluster})", outages
@@ -173,7 +173,7 @@ def make_reference(settings: Settings, outages: Outages, *, read_only: bool = Fa
     """Return the System of Reference that the settings name, not yet open."""
     if settings.reference_url is not None:
         return PostgresReference(settings.reference_url, outages, read_only=read_only)
-    return SqliteReference(settings.data_dir / "accounts.db", outages, ReadOnly if read_only else Database)
+    return SqliteReference(settings.data_dir / "accounts.db", outages, ReadOnlyFile if read_only else Database)
 
 
 def resonate_arguments(

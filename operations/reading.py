@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import create_account
-from clients.account import accounts_of, check_uuid, id_of, promise_id
+from clients.account import accounts_query, check_uuid, id_of, promise_id
 from clients.command.console import print_diagnostic
 from clients.errors import Unavailable
 from clients.outages import Outages
@@ -96,7 +96,7 @@ async def read_state(readers: Readers, uuid: str) -> AccountState:
         batch = await readers.promise(claim)
         if batch is None or batch.state != "pending":  # a batch settles its accounts' promises before it ends
             promises[0] = await readers.promise(promises[0].id) or promises[0]
-    accounts = await readers.record.query_accounts(accounts_of(uuid))
+    accounts = await readers.record.query_accounts(accounts_query(uuid))
     guids = [str(account.id) for account in accounts]
     rows = await readers.reference.find(uuid, guids)
     staged = [id_of(guid) for _, guid in rows if guid not in guids]

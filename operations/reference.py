@@ -34,5 +34,5 @@ async def run(settings: Settings, *, accept: bool) -> int:
     finally:
         await reference.close()
     print_result(f"{pin_id(number)}: {last or 'no store'}" if number else "no record")
-    print_result(f"present: {present}, {reference.store}")
+    print_result(f"present: {present}, {reference.place}")
     return 0 if number == 0 or last == present else HALTED

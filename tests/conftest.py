@@ -33,7 +33,7 @@ import asyncpg
 import pytest
 import tigerbeetle as tb
 
-from clients.account import accounts_after, accounts_of, owner_of
+from clients.account import accounts_after, accounts_query, owner_of
 from clients.settings import TESTS_ONLY, VARIABLES
 from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import TABLES
@@ -278,13 +278,15 @@ class World:
         return [guid for (guid,) in self.sql("SELECT guid FROM accounts WHERE uuid = ?", uuid)]
 
     def accounts(self, uuid: str) -> list[str]:
-        return [str(account.id) for account in self.ledger(lambda client: client.query_accounts(accounts_of(uuid)))]
+        return [str(account.id) for account in self.ledger(lambda client: client.query_accounts(accounts_query(uuid)))]
 
     def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
         uuids = list(uuids)
 
         def ask(client: tb.ClientSync) -> dict[str, list[str]]:
-            return {uuid: [str(account.id) for account in client.query_accounts(accounts_of(uuid))] for uuid in uuids}
+            return {
+                uuid: [str(account.id) for account in client.query_accounts(accounts_query(uuid))] for uuid in uuids
+            }
 
         def scan(client: tb.ClientSync) -> dict[str, list[str]]:
             owned: dict[int, list[str]] = {}

@@ -63,7 +63,7 @@ def obstacle(promise: PromiseRecord, resonate: Resonate) -> str | None:
     return None
 
 
-def check(promise: PromiseRecord, resonate: Resonate) -> None:
+def raise_if_unexecutable(promise: PromiseRecord, resonate: Resonate) -> None:
     """Raise `Unexecutable` if this program cannot execute the pending promise."""
     if cause := obstacle(promise, resonate):
         raise unexecutable(promise.id, cause)

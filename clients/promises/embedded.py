@@ -32,7 +32,7 @@ from clients import limits
 from clients.errors import Closed, Unavailable
 from clients.outages import repeat
 from clients.promises import cannot_run
-from clients.stores.read_only import ReadOnly
+from clients.stores.read_only import ReadOnlyFile
 from clients.stores.sqlite_file import Database, cannot_open, check_identity, create_private, identity
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _loaded(name: str, saved: bytes | str) -> _Snapshot:
 _EMPTY = msgspec.json.encode(_Snapshot({}, {}, [], []))
 
 
-class _Origin:
+class _StoredWorkflow:
     """One workflow: its promise and the promises of its steps."""
 
     def __init__(self, name: str, saved: bytes | None, now: int) -> None:
@@ -120,7 +120,7 @@ class EmbeddedPromises(LocalConnection):
         self._lock_path = self._database.path.with_suffix(".lock")
         self._outages = outages
         self.stopping = False
-        self._origins: dict[str, asyncio.Future[_Origin]] = {}
+        self._origins: dict[str, asyncio.Future[_StoredWorkflow]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.unexecutable: dict[str, ResonateError] = {}
 
@@ -189,10 +189,10 @@ class EmbeddedPromises(LocalConnection):
                 await self._sleeper(self._tick_interval)
 
     @contextlib.asynccontextmanager
-    async def _entered(self, names: list[str]) -> AsyncIterator[list[_Origin]]:
+    async def _entered(self, names: list[str]) -> AsyncIterator[list[_StoredWorkflow]]:
         """Hold the origins in memory during the block. Those that are not in memory are read in one transaction."""
         self._read([name for name in names if name not in self._origins])
-        entered: dict[str, _Origin] = {}
+        entered: dict[str, _StoredWorkflow] = {}
         try:
             for name in names:
                 entered[name] = await self._enter(name)
@@ -203,7 +203,7 @@ class EmbeddedPromises(LocalConnection):
                 if origin.users == 0 and origin.idle:
                     self._origins.pop(name, None)
 
-    async def _enter(self, name: str) -> _Origin:
+    async def _enter(self, name: str) -> _StoredWorkflow:
         while True:
             if name not in self._origins:  # it was released while this request waited
                 self._read([name])
@@ -223,7 +223,7 @@ class EmbeddedPromises(LocalConnection):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _finish_reading(self, reading: dict[str, asyncio.Future[_Origin]]) -> None:
+    async def _finish_reading(self, reading: dict[str, asyncio.Future[_StoredWorkflow]]) -> None:
         select = "SELECT state FROM origins WHERE origin = ?"
         try:
             rows = await self._transact(
@@ -237,9 +237,9 @@ class EmbeddedPromises(LocalConnection):
         else:
             now = self._clock()
             for (name, origin), row in zip(reading.items(), rows, strict=True):
-                origin.set_result(_Origin(name, row[0].encode() if row else None, now))
+                origin.set_result(_StoredWorkflow(name, row[0].encode() if row else None, now))
 
-    async def _save(self, origins: dict[str, _Origin]) -> None:
+    async def _save(self, origins: dict[str, _StoredWorkflow]) -> None:
         """Write the changed origins in one transaction, and then send the messages that follow from the changes."""
         changed = {
             name: snapshot for name, origin in origins.items() if (snapshot := origin.snapshot()) != origin.saved
@@ -275,7 +275,7 @@ class ReadOnlyPromises:
     """Answers `promise.get` and `promise.search` from the file, without its lock, and changes nothing."""
 
     def __init__(self, directory: Path) -> None:
-        self._database = ReadOnly(directory / "promises.db", schema="")
+        self._database = ReadOnlyFile(directory / "promises.db", schema="")
 
     async def open(self) -> Self:
         await self._database.open()
@@ -293,7 +293,9 @@ class ReadOnlyPromises:
         else:
             name = (headers or {})[ORIGIN_HEADER]
             rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
-            response = _Origin(name, rows[0][0].encode() if rows else None, now_ms()).state.apply(now_ms(), request)
+            response = _StoredWorkflow(name, rows[0][0].encode() if rows else None, now_ms()).state.apply(
+                now_ms(), request
+            )
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
     async def _search(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -72,8 +72,11 @@ HOUR_S = 3600
 #: Seconds in which a message is delivered: the server pushes ten times a second.
 DELIVERY_S = 1
 
-#: Seconds after which messages that do not arrive are an outage. The stream reconnects within 5 s after an outage.
+#: Seconds after which messages that do not arrive are an outage.
 DELIVERY_TIMEOUT_S = 8
+
+#: Seconds in which the listener reconnects after an outage.
+RECONNECT_TIMEOUT_S = 20
 
 #: Seconds by which a timer can end too early.
 TIMER_PRECISION_S = 0.01
@@ -158,9 +161,13 @@ class Requests(HttpConnection):
 
         Each message offers the task of a promise that this process has made for this purpose.
         """
+        now = asyncio.get_running_loop().time
+        give_up = now() + RECONNECT_TIMEOUT_S
+        while not self._messages.connected and now() < give_up:  # noqa: ASYNC110 - after an outage it may reconnect later
+            await asyncio.sleep(0.02)
         self._messages.arrived.clear()
-        give_up = asyncio.get_running_loop().time() + DELIVERY_TIMEOUT_S
-        while asyncio.get_running_loop().time() < give_up:
+        give_up = now() + DELIVERY_TIMEOUT_S
+        while now() < give_up:
             await self._request_message()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._messages.arrived.wait(), DELIVERY_S)
@@ -341,11 +348,19 @@ class Messages(SSEConnection):
 
     def __init__(self, url: str, token: str | None, pid: str, group: str) -> None:
         super().__init__(url=url, pid=pid, group=group, auth=token, backoff=RECONNECT)
+        self.connected = False
         self.arrived = asyncio.Event()
         self.delivery_id = f"{PREFIX}_worker"  # no promise has this id
         self.waiting: set[str] = set()
         self._refused: dict[str, int] = {}
         self._delayed: set[str] = set()
+
+    async def _read_stream(self, resp: aiohttp.ClientResponse) -> None:
+        self.connected = True
+        try:
+            await super()._read_stream(resp)
+        finally:
+            self.connected = False
 
     def refuse(self, task_id: str) -> bool:
         """Receive this task later and later, because this process cannot execute it. Returns whether it was refused before."""

@@ -1,6 +1,6 @@
 """The rows of the System of Reference in PostgreSQL, which many hosts can share.
 
-Each request is one transaction, which first states and verifies what this program relies on (`beginning`). A pooler can
+Each request is one transaction, which first states and verifies what this program relies on (`begin_sql`). A pooler can
 drop what a connection asks for when it starts, and can give each transaction another connection to the server. So no
 setting and no prepared statement lives longer than a transaction.
 """
@@ -81,7 +81,7 @@ SAME_DATABASE = "EXISTS (SELECT FROM reference WHERE id = ${})"
 REPLACED = "was replaced while this process ran; run `python -m operations check` before you run again"
 
 
-def beginning() -> str:
+def begin_sql() -> str:
     """Return the statements that begin a transaction."""
     return f"""
         -- Under a stricter level, the loser of a race for a uuid would get an error and not the winner's row.
@@ -93,12 +93,12 @@ def beginning() -> str:
     """
 
 
-def verified(sql: str, id_parameter: int | None) -> str:
+def with_checks(sql: str, id_parameter: int | None) -> str:
     """Return the statement with one column more, the first: what is wrong, or NULL. It returns one row at least."""
     relied_on = RELIED_ON if id_parameter is None else RELIED_ON | {SAME_DATABASE.format(id_parameter): REPLACED}
     cases = " ".join(f"WHEN NOT {true} THEN '{wrong.replace("'", "''")}'" for true, wrong in relied_on.items())
     problem = f"SELECT CASE {cases} END AS problem"
-    return f"WITH answer AS ({sql}) SELECT problem, answer.* FROM ({problem}) AS verified LEFT JOIN answer ON true"  # noqa: S608
+    return f"WITH answer AS ({sql}) SELECT problem, answer.* FROM ({problem}) AS checks LEFT JOIN answer ON true"  # noqa: S608
 
 
 #: The tables' columns and unique keys. With other ones, a row could be missing for a read and exist for a write.
@@ -224,7 +224,7 @@ def password_file(url: str) -> str:
     return f"; REFERENCE_URL has no password, and the password file {path} has none: {problem}"
 
 
-class ReadOnly(ConnectionError):
+class NotPrimary(ConnectionError):
     """The server accepts no writes: it is a replica, or its administrator has made it read-only."""
 
     sqlstate = "25006"
@@ -238,7 +238,7 @@ class PostgresReference(SystemOfReference):
     def __init__(self, url: str, outages: Outages | None = None, *, read_only: bool = False) -> None:
         """`read_only`: do not make missing tables."""
         super().__init__(outages)
-        self.store = f"PostgreSQL at {place_of(url)}"
+        self.place = f"PostgreSQL at {place_of(url)}"
         self._url = url
         self._urls = hosts_of(url)
         self._read_only = read_only
@@ -333,7 +333,7 @@ class PostgresReference(SystemOfReference):
             await connection.execute(TABLES)
         for table, form in FORMS.items():
             found = await self._run(connection, FORM, table, ["uuid", "guid", "one", "id"])
-            check_form(self.store, table, {text for (text,) in found}, form, "correct REFERENCE_URL or the table")
+            check_form(self.place, table, {text for (text,) in found}, form, "correct REFERENCE_URL or the table")
         ids = await self._run(connection, "SELECT id FROM reference")
         if not self._read_only and not ids:
             insert = "INSERT INTO reference VALUES (true, replace(gen_random_uuid()::text, '-', '')) RETURNING id"
@@ -341,15 +341,15 @@ class PostgresReference(SystemOfReference):
         [(self._id,)] = ids or [(None,)]
 
     async def _run(self, connection: asyncpg.Connection, sql: str, *parameters: Any) -> list[Any]:
-        """Return the statement's rows. Raises `Unavailable` or ReadOnly if the server is not what is relied on."""
+        """Return the statement's rows. Raises `Unavailable` or NotPrimary if the server is not what is relied on."""
         if self._id is not None:
             parameters = (*parameters, self._id)
-        rows = await connection.fetch(verified(sql, len(parameters) if self._id is not None else None), *parameters)
+        rows = await connection.fetch(with_checks(sql, len(parameters) if self._id is not None else None), *parameters)
         problem = rows[0][0]
         if problem == READ_ONLY:
-            raise ReadOnly(problem)
+            raise NotPrimary(problem)
         if problem is not None:
-            raise Unavailable(f"{self.store} {problem}")
+            raise Unavailable(f"{self.place} {problem}")
         return [tuple(row)[1:] for row in rows if row[1] is not None]
 
     async def _connect(self) -> asyncpg.Connection:
@@ -369,8 +369,8 @@ class PostgresReference(SystemOfReference):
                     statement_cache_size=0,  # a pooler can give the name of a statement to another process
                     target_session_attrs=SessionAttribute.any,  # else asyncpg asks outside a transaction
                 )
-                with ending(connection, asyncio.get_running_loop().time() + limit_s):
-                    await connection.execute(beginning())
+                with terminating_at(connection, asyncio.get_running_loop().time() + limit_s):
+                    await connection.execute(begin_sql())
                     await self._run(connection, "SELECT 1")
             except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOENT, errno.EISDIR):
@@ -385,7 +385,7 @@ class PostgresReference(SystemOfReference):
         """Return the answer. Passing errors are repeated until the time is over; every request may be repeated."""
         import asyncpg  # noqa: PLC0415
 
-        closed = Closed(f"the connection to {self.store} is closing; run again to resume")
+        closed = Closed(f"the connection to {self.place} is closing; run again to resume")
 
         async def attempt() -> T:
             if self._closed:
@@ -419,9 +419,9 @@ class PostgresReference(SystemOfReference):
         connection = known or await self._connect()
         self._used.add(connection)
         try:
-            with ending(connection, give_up):
+            with terminating_at(connection, give_up):
                 if known:
-                    await connection.execute(beginning())
+                    await connection.execute(begin_sql())
                 answer = await request(connection)
                 if await connection.execute("COMMIT") != "COMMIT":
                     raise ConnectionError("the transaction was rolled back")
@@ -444,30 +444,30 @@ class PostgresReference(SystemOfReference):
         state = sqlstate(error)
         if isinstance(error, TimeoutError):
             return (
-                f"{self.store} gave no answer in time; start it, or check its locks and its synchronous standby, "
+                f"{self.place} gave no answer in time; start it, or check its locks and its synchronous standby, "
                 "and run again"
             )
         if state == "25006":
-            return f"{self.store} {READ_ONLY}; {ACTIONS['25006']} and run again"
+            return f"{self.place} {READ_ONLY}; {ACTIONS['25006']} and run again"
         if isinstance(error, ssl.SSLError):
             files = ", ".join(path for path in tls_files(self._url) if Path(path).exists()) or "no files"
-            return f"cannot use {self.store}: {text} (TLS with {files}); correct them or REFERENCE_URL and run again"
+            return f"cannot use {self.place}: {text} (TLS with {files}); correct them or REFERENCE_URL and run again"
         if isinstance(error, ValueError):
-            return f"cannot use {self.store}: {text}; correct REFERENCE_URL and run again"
+            return f"cannot use {self.place}: {text}; correct REFERENCE_URL and run again"
         if isinstance(error, RuntimeError):
-            return f"cannot reach {self.store}: {text}; raise the limits of processes and memory, and run again"
+            return f"cannot reach {self.place}: {text}; raise the limits of processes and memory, and run again"
         if not state and isinstance(error, OSError):
-            return f"cannot reach {self.store}: {text}; start it, or correct REFERENCE_URL, and run again"
+            return f"cannot reach {self.place}: {text}; start it, or correct REFERENCE_URL, and run again"
         action = next(
             (do for code, do in ACTIONS.items() if state.startswith(code)), "check the server, or the pooler before it"
         )
         if state.startswith("28"):
             text += password_file(self._url)
-        return f"cannot use {self.store}: {text}; {action} and run again"
+        return f"cannot use {self.place}: {text}; {action} and run again"
 
 
 @contextlib.contextmanager
-def ending(connection: asyncpg.Connection, give_up: float) -> Iterator[None]:
+def terminating_at(connection: asyncpg.Connection, give_up: float) -> Iterator[None]:
     """Run the block. An error ends the connection; so does the time `give_up`, and then TimeoutError is raised.
 
     No request is cancelled: if a synchronous standby is missing, a cancelled write becomes visible although no standby

@@ -29,7 +29,7 @@ EXCLUSIVE = "mode=rw"
 type State = tuple[int, int, int] | None
 
 
-class ReadOnly(Database):
+class ReadOnlyFile(Database):
     """An SQLite file that another process may be writing. Reads see its newest commit and change nothing.
 
     SQLite alone would make a missing -wal or -shm file. So the file is read in one of three ways:
@@ -44,7 +44,7 @@ class ReadOnly(Database):
 
     writable = False
 
-    async def open(self) -> ReadOnly:
+    async def open(self) -> ReadOnlyFile:
         await self.read("SELECT 1 FROM sqlite_master")
         return self
 

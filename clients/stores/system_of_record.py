@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import tigerbeetle as tb
 
 from clients import limits
-from clients.account import accounts_after, accounts_of, id_of, newest_account, owner_of
+from clients.account import accounts_after, accounts_query, id_of, newest_account, owner_of
 from clients.errors import Closed, NoAnswer, Unavailable
 from clients.outages import Outages
 from clients.stores.batcher import Batcher
@@ -82,7 +82,7 @@ class SystemOfRecord:
 
     async def guids_of(self, uuid: str) -> list[str]:
         """Return the guids of the uuid's accounts: none, or one; several are a conflict."""
-        return [str(account.id) for account in await self.query_accounts(accounts_of(uuid))]
+        return [str(account.id) for account in await self.query_accounts(accounts_query(uuid))]
 
     async def guids_of_many(self, uuids: list[str], newer_than: int | None = None) -> list[list[str]]:
         """Return for each uuid what `guids_of` returns. `newer_than`: a TigerBeetle timestamp (ns). Older accounts may be left out.
@@ -95,7 +95,7 @@ class SystemOfRecord:
                 owned.setdefault(account.user_data_128, []).append(str(account.id))
             return [owned.get(owner_of(uuid), []) for uuid in uuids]
         guids: list[list[str]] = []
-        while queries := [accounts_of(uuid) for uuid in uuids[len(guids) : len(guids) + QUERIES_MAX]]:
+        while queries := [accounts_query(uuid) for uuid in uuids[len(guids) : len(guids) + QUERIES_MAX]]:
             answers = await self._keep_pending(functools.partial(_query_all, queries))
             guids += [[str(account.id) for account in accounts] for accounts in answers]
         return guids
@@ -181,6 +181,7 @@ class SystemOfRecord:
             # The client waits for its server without a limit, and cancelling a request leaks its packet. So the request
             # is a task that nobody cancels. Closing the client ends it.
             answer = asyncio.ensure_future(request(client))
+            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
             while not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
                 others_answered = self._answers != answers
                 if repeated or not others_answered:
@@ -197,7 +198,6 @@ class SystemOfRecord:
             else:
                 return answer.result()
             # The client can lose an answer, so the request is repeated.
-            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
             repeated = True
 
 

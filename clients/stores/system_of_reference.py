@@ -27,18 +27,18 @@ STAGE_MAX = 3
 class SystemOfReference(ABC):
     """A store of rows. Requests that are in flight at the same time share a transaction.
 
-    `name`: the product's name, for panics. `store`: the product and its place, for outages.
+    `name`: the product's name, for panics. `place`: the product and its place, for outages.
     """
 
     name: str
-    store: str
+    place: str
 
     def __init__(self, outages: Outages | None) -> None:
         self._outages = outages or Outages()
 
     async def open(self) -> Self:
         """Open the store. Raises `Unavailable` if another attempt would fail, too."""
-        await self._outages.answer(self.store, self._open, NoAnswer)
+        await self._outages.answer(self.place, self._open, NoAnswer)
         return self
 
     async def rows_of(self, uuid: str, guid: str) -> list[Row]:
@@ -53,12 +53,12 @@ class SystemOfReference(ABC):
 
     async def rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         """Return for each pair the rows that `rows_of` returns."""
-        return await self._outages.keep_pending(self.store, lambda: self._rows_of_many(pairs))
+        return await self._outages.keep_pending(self.place, lambda: self._rows_of_many(pairs))
 
     async def stage(self, uuid: str, guid: str) -> list[Row]:
         """Write the row. If a row has this uuid or this guid, write nothing and return these rows."""
         return await self._outages.keep_pending(
-            f"the row of uuid {uuid!r} in {self.store}", lambda: self._stage(uuid, guid)
+            f"the row of uuid {uuid!r} in {self.place}", lambda: self._stage(uuid, guid)
         )
 
     async def _stage(self, uuid: str, guid: str) -> list[Row]:
@@ -68,17 +68,17 @@ class SystemOfReference(ABC):
             if written or rows:
                 return rows
         raise Unavailable(
-            f"{self.store} does not store the row of uuid {uuid!r} with guid {guid}, and holds no row with either: "
+            f"{self.place} does not store the row of uuid {uuid!r} with guid {guid}, and holds no row with either: "
             "the table accounts has a trigger, a rule or a key that is not this program's; remove it and run again"
         )
 
     async def stage_many(self, pairs: list[Row]) -> list[bool]:
         """Write the rows, and return for each whether it was written. All are written in one transaction."""
-        return await self._outages.keep_pending(self.store, lambda: self._stage_many(pairs), writes=True)
+        return await self._outages.keep_pending(self.place, lambda: self._stage_many(pairs), writes=True)
 
     async def page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
         """Return the next rows in the order of their keys, as (key, uuid, guid). `after`: the last key, None at first."""
-        return await self._outages.keep_pending(self.store, lambda: self._page(after, limit))
+        return await self._outages.keep_pending(self.place, lambda: self._page(after, limit))
 
     @abstractmethod
     async def identity(self) -> str | None:
@@ -147,7 +147,7 @@ class SqliteReference(SystemOfReference):
 
     def __init__(self, path: Path, outages: Outages | None = None, file: type[Database] = Database) -> None:
         super().__init__(outages)
-        self.store = str(path)
+        self.place = str(path)
         self._file = file(path, self.SCHEMA)
 
     async def close(self) -> None:

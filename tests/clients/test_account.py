@@ -11,7 +11,7 @@ import tigerbeetle as tb
 from clients import account
 from clients.account import (
     account_of,
-    accounts_of,
+    accounts_query,
     check_request,
     check_uuid,
     differences,
@@ -112,5 +112,5 @@ def test_other_text_in_a_row_is_no_guid(guid: object) -> None:
 def test_account_is_found_if_the_ledger_and_the_code_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(account, "LEDGER", 7)
     monkeypatch.setattr(account, "CODE", 8)
-    query, created = accounts_of("user"), account_of("user", "1")
+    query, created = accounts_query("user"), account_of("user", "1")
     assert (query.ledger, query.code) == (created.ledger, created.code) == (7, 8)

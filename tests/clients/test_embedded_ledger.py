@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 import tigerbeetle as tb
 
-from clients.account import account_of, accounts_after, accounts_of, newest_account, owner_of
+from clients.account import account_of, accounts_after, accounts_query, newest_account, owner_of
 from clients.stores.embedded_ledger import EmbeddedLedger
 
 from ..conftest import EmbeddedLedgerSync, numbered
@@ -82,9 +82,9 @@ def test_account_that_exists_is_compared_and_not_changed(ledger: tb.ClientSync, 
 
 def test_owner_has_the_accounts_of_this_ledger_and_code(ledger: tb.ClientSync, user: str) -> None:
     first, *_, second = create(ledger, new(user), new(user, ledger=2), new(user, code=2), new(f"{user}-2"), new(user))
-    assert ledger.query_accounts(accounts_of(user)) == [first, second]
+    assert ledger.query_accounts(accounts_query(user)) == [first, second]
     create(ledger, *(new(user) for _ in range(10)))
-    assert len(ledger.query_accounts(accounts_of(user))) == 10
+    assert len(ledger.query_accounts(accounts_query(user))) == 10
 
 
 def test_accounts_are_read_in_pages_the_oldest_first(ledger: tb.ClientSync, user: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from clients.errors import Unavailable
-from clients.stores.read_only import ReadOnly
+from clients.stores.read_only import ReadOnlyFile
 from clients.stores.sqlite_file import Database
 
 from ..conftest import OPENED, ROOT, World, completed, quick_only
@@ -169,7 +169,7 @@ async def open_and_close_another(path: Path, _: Database) -> None:
 
 
 async def read_with_another(path: Path, _: Database) -> None:
-    reader = await ReadOnly(path, schema="").open()
+    reader = await ReadOnlyFile(path, schema="").open()
     await reader.read("SELECT * FROM numbers")
     await reader.close()
 
