@@ -41,7 +41,7 @@ def create_account(ctx: Context, uuid: str) -> Any:
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit it in the System of Record. Use `staged.guid`: another process may have saved the result of step 2.
+    # Commit the account that was staged, in the System of Record.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -56,15 +56,15 @@ DEADLINE = timedelta(days=36_500)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of step 2 or 3, which Resonate saves."""
+    """The result of step 2 or 3. Two processes can run one workflow, and the first result is saved: so it has its guid."""
 
     type: Literal[
-        "created",  # step 2 wrote the row; step 3 created the account
-        "exists_same",  # the same row is there; the same account is there
-        "exists_diff",  # another row has this uuid or this guid; an account with this guid has different fields
-        "ordering_violated",  # the uuid has an account with another guid, and no row; the same, or this row is missing
+        "created",  # step 2: wrote the row. Step 3: created the account
+        "exists_same",  # step 2: the same row is there. Step 3: the same account is there
+        "exists_diff",  # step 2: another row has this uuid or guid. Step 3: an account with this guid has different fields
+        "ordering_violated",  # the uuid has an account with another guid (step 2: and no row). Step 3: or this row is missing
     ]
-    guid: str  # the guid that the step was given
+    guid: str
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -81,8 +81,8 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: write the row in the System of Reference."""
     reference, record = ctx.get_dependency(Stores)
 
-    # Read first. An account with another guid, and no row: the row was lost, and a new row would lead to a second account.
-    # If there is another row, the write below returns it.
+    # Read first. If the uuid has an account with another guid, but no row, its row was lost. A new row would lead to a second
+    # account. If there is a row, the write below returns it.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
@@ -134,8 +134,8 @@ class Stores(NamedTuple):
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`: else it retries an error for decades. An outage needs no retry, because the
-    stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
+    Create `Resonate` with `retry_policy=Never()`: by default, it retries a step that raises an exception for decades. An outage
+    raises none: the stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))
