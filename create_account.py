@@ -56,15 +56,15 @@ DEADLINE = timedelta(days=36_500)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of step 2 or 3. Two processes can run one workflow, and the first result is saved: so it has its guid."""
+    """The result of step 2 or 3. If two processes run one workflow, the first result is saved, and both get it."""
 
     type: Literal[
         "created",  # step 2: wrote the row. Step 3: created the account
         "exists_same",  # step 2: the same row is there. Step 3: the same account is there
         "exists_diff",  # step 2: another row has this uuid or guid. Step 3: an account with this guid has different fields
-        "ordering_violated",  # the uuid has an account with another guid (step 2: and no row). Step 3: or this row is missing
+        "ordering_violated",  # step 2: no row, but an account with another guid. Step 3: row missing, or another guid
     ]
-    guid: str
+    guid: str  # so the next step takes it from here
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -73,7 +73,7 @@ class Outcome:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # raises ValueError if the workflow's id belongs to another uuid
+    check_request(ctx.info.parent_id, uuid)  # ValueError if the id is `create-account-` and another uuid
     return str(tb.id())
 
 
@@ -82,7 +82,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     reference, record = ctx.get_dependency(Stores)
 
     # Read first. If the uuid has an account with another guid, but no row, its row was lost. A new row would lead to a second
-    # account. If there is a row, the write below returns it.
+    # account. With a row, go on: another row is `exists_diff` below, and for the same row step 3 looks again.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
@@ -134,8 +134,8 @@ class Stores(NamedTuple):
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`: by default, it retries a step that raises an exception for decades. An outage
-    raises none: the stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
+    Create `Resonate` with `retry_policy=Never()`: by default, it retries a failed step for decades. An outage fails no step,
+    because the stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))
