@@ -27,7 +27,7 @@ from clients.stores.system_of_reference import SystemOfReference
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine
+@types.coroutine  # lets the SDK await the generator
 def create_account(ctx: Context, uuid: str) -> Any:
     """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
     ctx = ctx.options(timeout=DEADLINE)
@@ -35,13 +35,13 @@ def create_account(ctx: Context, uuid: str) -> Any:
 
     guid = yield from saved(ctx.run(generate_guid, uuid))
 
-    # Stage the account in the System of Reference.
+    # Step 2: stage the account in the System of Reference.
     staged = yield from saved(ctx.run(stage_account, uuid, guid))
 
     panic_if(staged.type == "exists_diff", f"{reference.name} exists_diff", uuid, staged)
     panic_if(staged.type == "ordering_violated", "ordering violated", uuid, staged)
 
-    # Commit the account that was staged, in the System of Record.
+    # Step 3: commit the account that was staged, in the System of Record.
     committed = yield from saved(ctx.run(commit_account, uuid, staged.guid))
 
     panic_if(committed.type == "exists_diff", "TigerBeetle exists_diff", uuid, committed)
@@ -62,7 +62,7 @@ class Outcome:
         "created",  # step 2: wrote the row. Step 3: created the account
         "exists_same",  # step 2: the same row is there. Step 3: the same account is there
         "exists_diff",  # step 2: another row has this uuid or guid. Step 3: an account with this guid has different fields
-        "ordering_violated",  # step 2: no row, but an account with another guid. Step 3: row missing, or another guid
+        "ordering_violated",  # step 2: no row, but an account with another guid. Step 3: other row, or other guid
     ]
     guid: str  # so the next step takes it from here
     conflict: str = ""  # what the step found, in words for the operator
@@ -73,7 +73,7 @@ class Outcome:
 
 def generate_guid(ctx: Context, uuid: str) -> str:
     """Step 1: return a new TigerBeetle id, as text, because many JSON readers cannot hold 128 bits in a number."""
-    check_request(ctx.info.parent_id, uuid)  # ValueError if the id is `create-account-` and another uuid
+    check_request(ctx.info.parent_id, uuid)  # ValueError if the workflow's id names another uuid
     return str(tb.id())
 
 
@@ -82,7 +82,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     reference, record = ctx.get_dependency(Stores)
 
     # Read first. If the uuid has an account with another guid, but no row, its row was lost. A new row would lead to a second
-    # account. With a row, go on: another row is `exists_diff` below, and for the same row step 3 looks again.
+    # account. If there is a row, the write below decides, and step 3 looks for other accounts again.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
@@ -134,8 +134,8 @@ class Stores(NamedTuple):
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`: by default, it retries a failed step for decades. An outage fails no step,
-    because the stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
+    Create `Resonate` with `retry_policy=Never()`: by default, it retries a failed step for decades. During an outage, a step
+    does not fail: the stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))
