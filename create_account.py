@@ -62,7 +62,7 @@ class Outcome:
         "created",  # step 2: wrote the row. Step 3: created the account
         "exists_same",  # step 2: the same row is there. Step 3: the same account is there
         "exists_diff",  # step 2: another row has this uuid or guid. Step 3: an account with this guid has different fields
-        "ordering_violated",  # step 2: no row, but an account with another guid. Step 3: other row, or other guid
+        "ordering_violated",  # step 2: no row, but an account with another guid. Step 3: no such row, or such an account
     ]
     guid: str  # so the next step takes it from here
     conflict: str = ""  # what the step found, in words for the operator
@@ -82,7 +82,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     reference, record = ctx.get_dependency(Stores)
 
     # Read first. If the uuid has an account with another guid, but no row, its row was lost. A new row would lead to a second
-    # account. If there is a row, the write below decides, and step 3 looks for other accounts again.
+    # account. If there is a row, the write below tells whether it is the same, and step 3 reads the accounts again.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
