@@ -14,6 +14,7 @@ import pytest
 
 from clients import limits
 from clients.errors import Unavailable
+from clients.outages import Outages
 from clients.stores.postgres import PostgresReference
 
 from ..conftest import World, free_port, wait_until
@@ -123,7 +124,9 @@ def test_missing_thread_for_the_look_up_of_a_host_is_an_outage(monkeypatch: pyte
     async def main() -> None:
         threading.stack_size(2**46)  # more than the address space: no thread starts
         try:
-            await PostgresReference("postgresql://user:x@localhost/accounts").open()
+            outages = Outages(lambda _: None)
+            reference = PostgresReference("postgresql://user:x@localhost/accounts", outages)
+            await outages.result_or_raise(reference.open())
         finally:
             threading.stack_size(0)
 
