@@ -82,6 +82,11 @@ class Settings:
         data_dir = _data_dir(given.get("DATA_DIR"), "embedded" if address is None else f"cluster-{cluster}")
         return cls(address, cluster, url, token, data_dir, given.get("REFERENCE_URL"))
 
+    def require_server(self) -> None:
+        """Raise `Unavailable` if the promises are embedded: another process cannot reach them."""
+        if self.resonate_url is None:
+            raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
+
     @property
     def embedded_notice(self) -> str | None:
         """One line that says which parts are embedded; None if none is."""

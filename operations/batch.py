@@ -31,7 +31,7 @@ from resonate.error import AlreadyRegisteredError, ApplicationError
 
 from clients.account import account_of, check_request, promise_id
 from clients.errors import Unavailable
-from clients.panic import Panic, panic_if
+from clients.panic import Panic, describe, panic_if
 from clients.promises import cannot_run
 from clients.promises.claims import Claims, batch_of
 from clients.promises.reading import get_promise, handle_of
@@ -323,9 +323,5 @@ async def final_result(uuid: str, ended: str, clients: Clients) -> dict[str, str
     rows = await clients.reference.rows_of(uuid, guids[0] if guids else "")
     if len(guids) == 1 and rows == [(uuid, guids[0])]:
         return {"uuid": uuid, "guid": guids[0]}
-    staged = " and ".join(f"uuid {u!r} with guid {g}" for u, g in rows) or "nothing"
-    held = ", ".join(guids) or "no account"
-    return ApplicationError(
-        f"{ended}, and it did not settle uuid {uuid!r}: {clients.reference.name} stages {staged}, and TigerBeetle "
-        f"holds {held} for this uuid"
-    )
+    conflict = describe(clients.reference.name, rows, guids)
+    return ApplicationError(f"{ended}, and it did not settle uuid {uuid!r}: {conflict}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clients.command.console import print_result
-from clients.errors import HALTED, Unavailable
+from clients.errors import HALTED
 from clients.outages import Outages
 from clients.promises.store_pin import Identity, pin, pin_id, pinned
 from operations.opening import identity_of, make_reference, open_promises
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 async def run(settings: Settings, *, accept: bool) -> int:
-    if settings.resonate_url is None:
-        raise Unavailable("no Resonate server is configured, so no store is recorded: set RESONATE_URL")
+    settings.require_server()
     outages = Outages(lambda _: None)
     reference = make_reference(settings, outages)
 

@@ -46,8 +46,7 @@ MESSAGES = "the delivery of messages"
 
 
 async def run(settings: Settings, health_file: Path | None = None) -> int:
-    if settings.resonate_url is None:
-        raise Unavailable("no Resonate server is configured: set RESONATE_URL, such as http://127.0.0.1:8001")
+    settings.require_server()
     health = None if health_file is None else HealthFile(health_file)
     try:
         async with connect(settings, serve=True, announce=True) as (resonate, clients):
