@@ -87,7 +87,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
     if other_accounts and not rows:
-        return Outcome("ordering_violated", guid, describe(reference.name, rows, accounts))
+        return Outcome("ordering_violated", guid, describe(reference.name, guid, rows, accounts))
 
     # Write. If rows have this uuid or this guid, this writes nothing and returns them.
     existing_rows = await reference.stage(uuid, guid)
@@ -96,7 +96,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
         return Outcome("created", guid)
     if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, describe(reference.name, existing_rows, accounts))
+    return Outcome("exists_diff", guid, describe(reference.name, guid, existing_rows, accounts))
 
 
 async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
@@ -108,7 +108,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     rows = await reference.rows_of(uuid, guid)
     other_accounts = set(accounts) - {guid}
     if other_accounts or rows != [(uuid, guid)]:
-        return Outcome("ordering_violated", guid, describe(reference.name, rows, accounts))
+        return Outcome("ordering_violated", guid, describe(reference.name, guid, rows, accounts))
 
     # Write last. If an account has this guid, this creates nothing and returns that account.
     existing_account = await record.create(account_of(uuid, guid))

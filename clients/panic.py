@@ -63,7 +63,9 @@ def saved[T](step: ResonateFuture[T]) -> Generator[Any, Any, T]:
     return step.__await__()
 
 
-def describe(reference: str, rows: list[Row], accounts: list[str]) -> str:
-    """Say what a step found: the rows that have the uuid or the guid, and the guids of the uuid's accounts."""
-    staged = " and ".join(f"uuid {uuid!r} with guid {guid}" for uuid, guid in rows) or "neither this uuid nor this guid"
+def describe(reference: str, guid: str, rows: list[Row], accounts: list[str]) -> str:
+    """Say what the stores hold: the rows that have the uuid or the guid, and the guids of the uuid's accounts."""
+    staged = (
+        " and ".join(f"uuid {uuid!r} with guid {guid}" for uuid, guid in rows) or f"neither this uuid nor guid {guid}"
+    )
     return f"{reference} stages {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'}"

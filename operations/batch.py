@@ -320,8 +320,9 @@ async def final_result(uuid: str, ended: str, clients: Clients) -> dict[str, str
     """Return the result of a claimed account whose batch ended without a result for it."""
     # Read first: the System of Record decides whether the account exists.
     guids = await clients.record.guids_of(uuid)
-    rows = await clients.reference.rows_of(uuid, guids[0] if guids else "")
+    guid = guids[0] if guids else ""
+    rows = await clients.reference.rows_of(uuid, guid)
     if len(guids) == 1 and rows == [(uuid, guids[0])]:
         return {"uuid": uuid, "guid": guids[0]}
-    conflict = describe(clients.reference.name, rows, guids)
+    conflict = describe(clients.reference.name, guid, rows, guids)
     return ApplicationError(f"{ended}, and it did not settle uuid {uuid!r}: {conflict}")

@@ -126,9 +126,7 @@ def test_lost_sqlite_and_promises_panic_and_create_no_second_account(world: Worl
     guid = world.run(user).guid
     world.lose_sqlite()
     world.lose_promises()
-    assert_halted(
-        world, user, "ordering violated", f"stages neither this uuid nor this guid, and TigerBeetle holds {guid}"
-    )
+    assert_halted(world, user, "ordering violated", f"and TigerBeetle holds {guid}")
     assert world.rows(user) == []
     assert world.accounts(user) == [guid], "a second account"
 

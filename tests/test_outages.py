@@ -114,7 +114,7 @@ OF_RESONATE = {"before create 1": "123", "before write 3": "3", "after write 3":
 AWAY = {
     "SQLite is locked": Away("accounts.db", lambda at: at.locked("accounts.db"), "is locked by another process", STAGE),
     "the embedded ledger is locked": Away(
-        "ledger", lambda at: at.locked("ledger.db"), "the embedded ledger", {"before write 3": "3"}, worker_waits=False
+        "ledger", lambda at: at.locked("ledger.db"), "ledger", {"before write 3": "3"}, worker_waits=False
     ),
     "the disk is full": Away("accounts.db", Scene.full_disk_of_the_worker, "disk I/O error", {}),
     "TigerBeetle is down": Away("TigerBeetle", Scene.tigerbeetle_down, NO_ANSWER, EACH_POINT, worker_waits=False),

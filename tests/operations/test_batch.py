@@ -256,7 +256,7 @@ def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, us
     assert f"batch {batch_id(uuids)} is rejected_canceled" in reason
     assert "TigerBeetle holds no account" in reason
     staged = world.rows(uuids[0])
-    assert ("stages neither" in reason) == (staged == [])
+    assert ("stages nothing" in reason) == (staged == [])
     for uuid in uuids:
         assert_adopted(world, uuid, again=not staged)
 
