@@ -65,7 +65,6 @@ def saved[T](step: ResonateFuture[T]) -> Generator[Any, Any, T]:
 
 def describe(reference: str, guid: str, rows: list[Row], accounts: list[str]) -> str:
     """Say what the stores hold: the rows that have the uuid or the guid, and the guids of the uuid's accounts."""
-    staged = (
-        " and ".join(f"uuid {uuid!r} with guid {guid}" for uuid, guid in rows) or f"neither this uuid nor guid {guid}"
-    )
+    staged = " and ".join(f"uuid {row[0]!r} with guid {row[1]}" for row in rows)
+    staged = staged or "nothing for this uuid" + (f" and guid {guid}" if guid else "")
     return f"{reference} stages {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'}"
