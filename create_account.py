@@ -82,7 +82,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     reference, record = ctx.get_dependency(Stores)
 
     # Read first. If the uuid has an account with another guid, but no row, its row was lost. A new row would lead to a second
-    # account. If there is a row, the write below tells whether it is the same, and step 3 reads the accounts again.
+    # account. If there is a row, go on: a different one is `exists_diff` below, and step 3 checks the account again.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
