@@ -118,7 +118,7 @@ class Outages:
             del self._callers[outage]
             outage.cancel()
             if task.cancel():
-                await asyncio.wait({task}, timeout=limits.FIRST_ANSWER_TIMEOUT_S)  # it closes what it has opened
+                await asyncio.wait({task}, timeout=limits.FIRST_ANSWER_TIMEOUT_S)  # it closes its connections
 
 
 async def _unwrapped[T](work: Coroutine[Any, Any, T]) -> T:

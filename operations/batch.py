@@ -295,9 +295,8 @@ async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) 
         promise = await get_promise(resonate, batch)
         if promise is not None and promise.state == "pending":
             cannot_run.raise_if_unexecutable(promise, resonate)
-            await run_batch(
-                batch, [uuid], resonate, clients
-            )  # the promise records the uuids; this argument is not used
+            # The promise has recorded all uuids of the batch. A resumed run takes those, not this argument.
+            await run_batch(batch, [uuid], resonate, clients)
             promise = await get_promise(resonate, batch)
         if promise is not None and promise.state == "pending":
             raise Unavailable(f"batch {batch} is still pending; run again")

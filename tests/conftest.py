@@ -67,7 +67,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
 
 
 def completed(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, and return what it has printed."""
+    """Run the command to its end, and return its output."""
     return subprocess.run(command, capture_output=True, text=True, timeout=5 * HANG_S, check=False, **options)
 
 

@@ -1,4 +1,4 @@
-"""A store or a server is away. A run waits, or gives up and its rerun resumes; a worker waits. No promise is settled."""
+"""A store or a server is unavailable. A run waits, or gives up and its rerun resumes; a worker waits. No promise is settled."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def cases(names: list[str], *, of_runs: bool = True) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> Iterator[Scene]:
-    """The world of a run: what is away is real, everything else is embedded."""
+    """The world of a run: the unavailable store or server is real, all else is embedded."""
     worlds = {"Resonate": "server_world", "PostgreSQL": "postgres_world"}
     scene = Scene(request.getfixturevalue(worlds.get(AWAY[name].store, "embedded_world")))
     with contextlib.ExitStack() as stack:

@@ -66,7 +66,7 @@ async def application(prefix: str) -> None:
 
 
 class Application:
-    """The application in a process of its own, and what it has printed."""
+    """The application in a process of its own, with its output."""
 
     def __init__(self, world: ServerWorld, prefix: str) -> None:
         command = [sys.executable, "-m", "tests.test_storm_of_applications", prefix]

@@ -81,7 +81,7 @@ RECONNECT_TIMEOUT_S = 20
 #: Seconds by which a timer can end too early.
 TIMER_PRECISION_S = 0.01
 
-#: Who holds the lease of a task. "ended": the task is fulfilled, or there is none.
+#: Who holds the lease of a task. "ended": the task is fulfilled, or no such task exists.
 type Lease = Literal["ours", "another's", "free", "ended"]
 
 
