@@ -22,6 +22,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import msgspec
 import tigerbeetle as tb
 from resonate.error import ApplicationError, ServerError
 from resonate.types import PromiseRecord, Value
@@ -36,7 +37,7 @@ from clients.promises.reading import Promise, handle_of
 from operations import adopt
 from operations import batch as real_batches
 from operations import create as starter
-from operations.reading import Readers, read_state
+from operations.reading import read_state
 from operations.steps import adopting
 
 if TYPE_CHECKING:
@@ -52,14 +53,7 @@ FAULTS = ("promises wiped", "SQLite lost", "SQLite rolled back", "foreign accoun
 PROMISES_TAKEN = {"promises wiped", "batch canceled"}
 
 #: The same for batches. "batch canceled": its promise is canceled, or lost with its steps.
-BATCH_FAULTS = (
-    "promises wiped",
-    "SQLite lost",
-    "SQLite rolled back",
-    "foreign account",
-    "closing transfer",
-    "batch canceled",
-)
+BATCH_FAULTS = (*FAULTS[:4], "closing transfer", "batch canceled")
 
 #: What is no fault: nobody may panic because of it.
 HARMLESS = {"closing transfer"}
@@ -162,7 +156,7 @@ class Sender:
 
     async def promise_create(self, request: PromiseCreateReq) -> PromiseRecord:
         assert request.tags is not None
-        return record_of(request.id, await Ask("claim", request.id, request.tags[CLAIM]))
+        return record_of(request.id, await Ask("begin", request.id, ("claimed", request.tags[CLAIM])))
 
     async def promise_settle(self, request: PromiseSettleReq) -> PromiseRecord:
         if request.state == "resolved":
@@ -175,9 +169,7 @@ class Sender:
             raise ServerError(HTTPStatus.NOT_FOUND, "not found")
         held = record_of(request.id, stored)
         # A state holds the reason of a rejection, not its text.
-        return (
-            PromiseRecord(id=held.id, state=held.state, value=request.value, timeout_at=0) if stored == value else held
-        )
+        return msgspec.structs.replace(held, value=request.value) if stored == value else held
 
 
 @functools.cache
@@ -215,22 +207,11 @@ class Handle:
 
     async def settle(self) -> None:
         if self.stored[0] == "pending":
-            self.stored = await Ask("record", self.promise, await self._execute(*self.stored[1:]))
+            assert self.stored[1] not in self.lacks, "a task that this process can only give back"
+            self.stored = await Ask("record", self.promise, await self.program.execute(self.promise, *self.stored[1:]))
 
     async def result(self) -> Any:
         return await handle_of(record_of(self.promise, self.stored)).result()
-
-    async def _execute(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        assert name not in self.lacks, "a task that this process can only give back"
-        try:
-            result = await self.program.workflows[name](Context(self.promise), *map(thawed, arguments))
-        except Panic as panic:
-            return "rejected", panic.condition
-        except ValueError as error:
-            return "rejected", str(error)
-        if "guids" in result:
-            return "resolved", tuple(result["guids"]), result["newest"]
-        return "resolved", result["uuid"], result["guid"]
 
 
 class Resonate:
@@ -329,22 +310,28 @@ class Program:
 
     async def run(self, id_: str, name: str, *arguments: str) -> tuple[str, Any]:
         """Run or resume the workflow of a promise, and settle the promise."""
-        match await Ask("begin", id_, ("pending", name, arguments)):
-            case ("pending", name, arguments):
-                pass
-            case _:
-                return "settled", None
+        stored = await Ask("begin", id_, ("pending", name, arguments))
+        if stored[0] != "pending":
+            return "settled", None
+        state, *result = await self.execute(id_, *stored[1:])
+        await Ask("record", id_, (state, *result))
+        return ("done" if state == "resolved" else "panic"), result
+
+    async def execute(self, id_: str, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Execute the workflow of a promise, and return the promise's end."""
         try:
-            result = await self.workflows[name](Context(id_), *arguments)
+            result = await self.workflows[name](Context(id_), *map(thawed, arguments))
         except Panic as panic:
-            await Ask("record", id_, ("rejected", panic.condition))
-            return "panic", panic.condition
-        await Ask("record", id_, ("resolved", result["uuid"], result["guid"]))
-        return "done", (result["uuid"], result["guid"])
+            return "rejected", panic.condition
+        except ValueError as error:
+            return "rejected", str(error)
+        if "guids" in result:
+            return "resolved", tuple(result["guids"]), result["newest"]
+        return "resolved", result["uuid"], result["guid"]
 
     async def adopt(self, uuid: str, again: bool) -> tuple[str, Any]:
         readers: Any = SimpleNamespace(promise=promise, record=Record(), reference=Reference())
-        state = await read_state(_readers(readers), uuid)
+        state = await read_state(readers, uuid)
         try:
             attempt = adopt.decide(state, again=again)
         except adopt.Refused:
@@ -432,12 +419,6 @@ async def one_after_another(*requests: Coroutine[Any, Any, Any]) -> list[Any]:
             request.close()
 
 
-def _readers(readers: Any) -> Readers:
-    """Return what `read_state` uses, typed."""
-    typed: Readers = readers
-    return typed
-
-
 # -- States ----------------------------------------------------------------
 
 type Rows = frozenset[tuple[str, str]]
@@ -476,36 +457,57 @@ class Scope:
     older: tuple[str, ...] = ()
 
 
+def state_of(state: State, key: str) -> str:
+    """Return the state of the promise."""
+    return str(dict(state.promises).get(key, ("not found",))[0])
+
+
+def with_promise(state: State, key: str, value: Any) -> State:
+    return replace(state, promises=frozenset((dict(state.promises) | {key: value}).items()))
+
+
 def answer(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
     """Answer a request of a process, as the store would."""
-    accounts, promises = dict(state.accounts), dict(state.promises)
+    accounts = dict(state.accounts)
     match request:
-        case ("get", key):
-            return promises.get(key), state
-        case ("begin", key, value):
-            promises.setdefault(key, value)
-            return promises[key], replace(state, promises=frozenset(promises.items()))
-        case ("record", key, value):
-            match promises.get(key):
-                case None | ("pending", *_):  # else it has a result, and the first result is final
-                    promises[key] = value
-            return promises[key], replace(state, promises=frozenset(promises.items()))
         case ("rows", uuid, guids):
             return tuple(sorted((u, g) for u, g in state.rows if u == uuid or g in guids)), state
+        case ("rows of many", pairs):
+            return tuple(answer(state, ("rows", uuid, (guid,)))[0] for uuid, guid in pairs), state
         case ("stage", uuid, guid):
             if any(u == uuid or g == guid for u, g in state.rows):
                 return False, state
             return True, replace(state, rows=state.rows | {(uuid, guid)})
+        case ("stage many", pairs):
+            written = []
+            for uuid, guid in pairs:
+                staged, state = answer(state, ("stage", uuid, guid))
+                written.append(staged)
+            return tuple(written), state
         case ("guids", owner):
             return tuple(sorted(g for g, o in state.accounts if o == owner)), state
         case ("query", owner):
             return tuple(sorted((g, g in state.closed) for g, o in state.accounts if o == owner)), state
         case ("lookup", guid):
             return (accounts[guid], guid in state.closed) if guid in accounts else None, state
+        case ("newest",):
+            return len(state.accounts), state
+        case ("newer", owners, timestamp):
+            newer = state.accounts[timestamp:]
+            return tuple(tuple(g for g, o in newer if o == owner) for owner in owners), state
         case ("create", new):
             statuses = tuple(status_of(accounts, state.closed, *one) for one in new)
             return statuses, replace(state, accounts=tuple(accounts.items()))
-    return answer_batch(state, request)
+    return answer_of_promises(state, *request)
+
+
+def answer_of_promises(state: State, kind: str, key: str, *value: Any) -> tuple[Any, State]:
+    """Answer a request to the Resonate server. The first result of a promise is final."""
+    stored = dict(state.promises).get(key)
+    match kind, stored:
+        case ("begin" | "record", None) | ("record" | "settle", ("pending", *_)) | ("settle", ("claimed", *_)):
+            return (*value, with_promise(state, key, *value))
+    return stored, state
 
 
 def status_of(accounts: dict[str, int], closed: frozenset[str], guid: str, owner: int) -> Status:
@@ -516,33 +518,6 @@ def status_of(accounts: dict[str, int], closed: frozenset[str], guid: str, owner
     if guid in closed:
         return Status.EXISTS_WITH_DIFFERENT_FLAGS
     return Status.EXISTS if accounts[guid] == owner else Status.EXISTS_WITH_DIFFERENT_USER_DATA_128
-
-
-def answer_batch(state: State, request: tuple[Any, ...]) -> tuple[Any, State]:
-    """Answer a request that only a batch makes."""
-    promises = dict(state.promises)
-    match request:
-        case ("newest",):
-            return len(state.accounts), state
-        case ("newer", owners, timestamp):
-            newer = state.accounts[timestamp:]
-            return tuple(tuple(g for g, o in newer if o == owner) for owner in owners), state
-        case ("claim", key, batch):
-            promises.setdefault(key, ("claimed", batch))
-            return promises[key], replace(state, promises=frozenset(promises.items()))
-        case ("settle", key, value):
-            if promises.get(key, [""])[0] in ("claimed", "pending"):
-                promises[key] = value
-            return promises.get(key), replace(state, promises=frozenset(promises.items()))
-        case ("rows of many", pairs):
-            return tuple(answer(state, ("rows", uuid, (guid,)))[0] for uuid, guid in pairs), state
-        case ("stage many", pairs):
-            written = []
-            for uuid, guid in pairs:
-                staged, state = answer(state, ("stage", uuid, guid))
-                written.append(staged)
-            return tuple(written), state
-    raise AssertionError(request)
 
 
 def without_rows(program: Program, state: State, kept: Rows) -> State:
@@ -581,22 +556,28 @@ def after_faults(program: Program, state: State, scope: Scope) -> Iterator[State
 
 def without_batch(state: State, id_: str) -> Iterator[State]:
     """Cancel the batch's promise, or lose it with its steps, if the batch has not ended."""
-    promises = dict(state.promises)
-    if promises.get(id_, [""])[0] == "pending":
-        canceled = promises | {id_: ("rejected_canceled",)}
-        yield replace(state, promises=frozenset(canceled.items()))
-        lost = {key: value for key, value in promises.items() if key.partition(":")[0] != id_}
-        yield replace(state, promises=frozenset(lost.items()))
+    if state_of(state, id_) == "pending":
+        yield with_promise(state, id_, ("rejected_canceled",))
+        yield replace(state, promises=frozenset(one for one in state.promises if one[0].partition(":")[0] != id_))
 
 
-def commands(state: State, scope: Scope) -> Iterator[tuple[str, tuple[Any, ...], set[str]]]:
-    """Yield what can be started: the command, its arguments, and the faults that it is."""
+def starts(state: State, scope: Scope) -> Iterator[tuple[Process, State]]:
+    """Yield what can be started, and the state that notes it."""
+    older = [("create", (uuid, "create_accounts")) for uuid in scope.older]
+    once = [*(("batch", b) for b in scope.batches), *(("create", (uuid,)) for uuid in scope.singles), *older]
+    for number, (command, arguments) in enumerate(once, 1):
+        if number not in state.started:
+            yield Process(command, arguments, number), replace(state, started=state.started | {number})
+    if once or state.starts == scope.starts:
+        return
+    begun = replace(state, starts=state.starts + 1)
     for uuid in scope.uuids:
-        yield "run", (promise_id(uuid), "create_account", uuid), set()
+        yield Process("run", (promise_id(uuid), "create_account", uuid), begun.starts), begun
         if "second id" in scope.faults:
-            yield "run", (f"other-{uuid}", "create_account", uuid), {"second id"}
-        if scope.adoptions and dict(state.promises).get(promise_id(uuid), [""])[0] == "rejected":
-            yield from (("adopt", (uuid, again), set()) for again in (False, True))
+            marked = replace(begun, faults=begun.faults | {"second id"})
+            yield Process("run", (f"other-{uuid}", "create_account", uuid), begun.starts), marked
+        if scope.adoptions and state_of(state, promise_id(uuid)) == "rejected":
+            yield from ((Process("adopt", (uuid, again), begun.starts), begun) for again in (False, True))
 
 
 def put(state: State, slot: int, new: Process | None) -> State:
@@ -627,19 +608,9 @@ def successors(program: Program, state: State, scope: Scope) -> Iterator[State]:
     for create in state.late:
         yield replace(answer(state, ("create", create))[1], late=state.late - {create})
     yield from after_faults(program, state, scope)
-    if None in state.processes and scope.batches:
+    if None in state.processes:
         slot = state.processes.index(None)
-        older = [("create", (uuid, "create_accounts")) for uuid in scope.older]
-        once = [*(("batch", b) for b in scope.batches), *(("create", (uuid,)) for uuid in scope.singles), *older]
-        for number, (command, arguments) in enumerate(once, 1):
-            if number not in state.started:
-                marked = replace(state, started=state.started | {number})
-                yield put(marked, slot, Process(command, arguments, number))
-    elif None in state.processes and state.starts < scope.starts:
-        slot, begun = state.processes.index(None), replace(state, starts=state.starts + 1)
-        for command, arguments, faults in commands(state, scope):
-            marked = replace(begun, faults=begun.faults | faults)
-            yield put(marked, slot, Process(command, arguments, begun.starts))
+        yield from (put(marked, slot, started) for started, marked in starts(state, scope))
     for slot, process in enumerate(state.processes):
         if process is None:
             continue
@@ -685,34 +656,26 @@ def violations_of_batches(state: State, scope: Scope) -> Iterator[str]:
         if any(stored[0] == "resolved" and not exists(state, *stored[1:3]) for stored in own):
             yield "resolved without the account"
         id_ = real_batches.batch_id(list(batch))
-        if (
-            not state.faults & PROMISES_TAKEN
-            and promises.get(id_, ("pending",))[0] != "pending"
-            and ("claimed", id_) in own
-        ):
+        ended = state_of(state, id_) not in ("not found", "pending")
+        if ended and ("claimed", id_) in own and not state.faults & PROMISES_TAKEN:
             yield "claim of an ended batch"
 
 
 def explore(scope: Scope, module: Any = real, until: str = "", batches: Any = real_batches) -> tuple[int, set[str]]:
     """Return the number of states and the violated invariants. `until`: end when this invariant is violated."""
-
-    async def main() -> tuple[int, set[str]]:
-        return _explore(scope, Program(module, batches), until)
-
-    return asyncio.run(main())  # the clients create futures and locks, but nothing waits for the event loop
-
-
-def _explore(scope: Scope, program: Program, until: str) -> tuple[int, set[str]]:
-    violated = set[str]()
-    seen = {State()}
+    program, violated, seen = Program(module, batches), set[str](), {State()}
     queue = deque(seen)
-    while queue and until not in violated:
-        state = queue.popleft()
-        violated.update(violations(program, state, scope))
-        for after in successors(program, state, scope):
-            if after not in seen:
-                seen.add(after)
-                queue.append(after)
+
+    async def main() -> None:  # the clients create futures and locks, but nothing waits for the event loop
+        while queue and until not in violated:
+            state = queue.popleft()
+            violated.update(violations(program, state, scope))
+            for after in successors(program, state, scope):
+                if after not in seen:
+                    seen.add(after)
+                    queue.append(after)
+
+    asyncio.run(main())
     return len(seen), violated
 
 
@@ -729,5 +692,3 @@ def load(source: str, name: str = "create_account") -> ModuleType:
 
 SOURCE = Path(real.__file__).read_text()
 BATCH_SOURCE = Path(real_batches.__file__).read_text()
-
-__all__ = ["ANOTHER_HOST", "BATCH_FAULTS", "BATCH_SOURCE", "FAULTS", "SOURCE", "Scope", "explore", "load", "scope_of"]

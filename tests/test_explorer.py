@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 
-from .conftest import quick_only
-from .explorer import ANOTHER_HOST, BATCH_FAULTS, FAULTS, explore, scope_of
+from .explorer import ANOTHER_HOST, BATCH_FAULTS, FAULTS, Scope, explore, scope_of
 
 #: What no step can prevent, as docs/operations.md says. Each pair hides the first account from the second attempt:
 #: the row is lost after its last read and before TigerBeetle commits, and another attempt has another guid.
@@ -20,88 +20,58 @@ UNPREVENTABLE = {
         ("SQLite rolled back", "second id"),
     )
 }
-QUICK = [("SQLite lost", "second id"), ("foreign account", "second id")]
+
+ONE, TWO = ("u",), ("u", "v")
+
+#: The scopes, and how many states they have at least. A release that cannot execute a batch reads this without a lease.
+#: Before the claim, and after the batch, it creates or finds the account.
+SCOPES = {
+    **{f"one fault: {fault or 'none'}": (scope_of({fault} - {""}, adoptions=True), 500) for fault in ("", *FAULTS)},
+    "two processes and a take-over": (scope_of((), starts=3), 5_000),
+    "two uuids": (scope_of((), uuids=TWO), 4_000),
+    "two faults: SQLite lost and second id": (scope_of(("SQLite lost", "second id"), adoptions=True), 10_000),
+    "two faults: foreign account and second id": (scope_of(("foreign account", "second id"), adoptions=True), 5_000),
+    "a batch beside a single run of its first account": (scope_of((), uuids=TWO, batches=(TWO,), singles=ONE), 5_000),
+    "a batch beside a single run of its last account": (scope_of((), uuids=TWO, batches=(TWO,), singles=("v",)), 5_000),
+    "a batch and a take-over": (scope_of((), uuids=TWO, batches=(TWO, TWO)), 5_000),
+    "a batch and a release that cannot execute it": (scope_of((), uuids=TWO, batches=(TWO,), older=ONE), 1_000),
+    "a batch and an account of another host": (scope_of({ANOTHER_HOST}, batches=(ONE, ONE)), 2_000),
+}
 
 
-@pytest.mark.parametrize("fault", ["", *FAULTS])
-def test_no_invariant_is_violated_with_one_fault(fault: str) -> None:
-    states, violated = explore(scope_of({fault} - {""}, adoptions=True))
-    assert states > 500
-    assert violated == set()
+def beside(*faults: str) -> Scope:
+    """A batch of one beside a single run."""
+    return scope_of(faults, batches=(ONE,), singles=ONE)
 
 
-def test_no_invariant_is_violated_by_two_processes_and_a_take_over() -> None:
-    states, violated = explore(scope_of((), starts=3))
-    assert states > 5_000
-    assert violated == set()
+SLOW = {f"a batch of one beside a single run: {fault}": (beside(fault), 5_000) for fault in BATCH_FAULTS[1:-1]}
+DEEP = {
+    **{
+        f"two faults: {' and '.join(pair)}": (scope_of(pair, adoptions=True), 5_000) for pair in combinations(FAULTS, 2)
+    },
+    **{f"two processes and a take-over: {fault}": (scope_of({fault}, starts=3), 5_000) for fault in FAULTS[2:]},
+    **{f"a batch of one beside a single run: {fault}": (beside(fault), 5_000) for fault in BATCH_FAULTS},
+    **{
+        f"a batch beside a single run: {fault}": (scope_of({fault}, uuids=TWO, batches=(TWO,), singles=("v",)), 5_000)
+        for fault in BATCH_FAULTS
+    },
+    "a batch and a take-over beside a single run": (scope_of((), uuids=TWO, batches=(TWO, TWO), singles=("v",)), 5_000),
+    **{
+        f"a batch of one beside a single run: {' and '.join(pair)}": (beside(*pair), 5_000)
+        for pair in combinations(BATCH_FAULTS[1:4], 2)
+    },
+}
 
 
-def test_two_uuids_do_not_disturb_each_other() -> None:
-    assert explore(scope_of((), uuids=("u", "v")))[1] == set()
+def marked() -> list[Any]:
+    slow, deep = pytest.mark.slow, pytest.mark.deep
+    marks = {name: [deep] for name in DEEP} | {name: [slow] for name in SLOW} | {name: [] for name in SCOPES}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
-@pytest.mark.parametrize("pair", quick_only(QUICK, combinations(FAULTS, 2), pytest.mark.deep), ids=" and ".join)
-def test_two_faults_at_once_violate_exactly_what_no_step_can_prevent(pair: tuple[str, str]) -> None:
-    assert explore(scope_of(pair, adoptions=True))[1] == UNPREVENTABLE.get(frozenset(pair), set())
-
-
-@pytest.mark.deep
-@pytest.mark.parametrize("fault", FAULTS[2:])
-def test_no_invariant_is_violated_with_one_fault_and_a_take_over(fault: str) -> None:
-    assert explore(scope_of({fault}, starts=3))[1] == set()
-
-
-# -- Batches ---------------------------------------------------------------
-
-BATCH = ("u", "v")
-
-
-@pytest.mark.parametrize("single", BATCH)
-def test_batch_and_a_single_run_of_one_of_its_accounts_keep_the_invariants(single: str) -> None:
-    states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH,), singles=(single,)))
-    assert states > 5_000
-    assert violated == set()
-
-
-def test_batch_that_a_second_process_takes_over_keeps_the_invariants() -> None:
-    states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH, BATCH)))
-    assert states > 5_000
-    assert violated == set()
-
-
-def test_run_of_a_release_that_cannot_execute_the_batch_changes_nothing() -> None:
-    """It reads this without a lease. Before the claim, and after the batch, it creates or finds the account."""
-    states, violated = explore(scope_of((), uuids=BATCH, batches=(BATCH,), older=BATCH[:1]))
-    assert states > 1_000
-    assert violated == set()
-
-
-def test_batch_creates_no_second_account_if_another_host_creates_one_before_it_has_staged() -> None:
-    states, violated = explore(scope_of({ANOTHER_HOST}, batches=(("u",), ("u",))))
-    assert states > 2_000
-    assert violated == set()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", quick_only(BATCH_FAULTS[1:-1], BATCH_FAULTS, pytest.mark.deep))
-def test_batch_of_one_beside_a_single_run_keeps_the_invariants_with_one_fault(fault: str) -> None:
-    states, violated = explore(scope_of({fault}, batches=(("u",),), singles=("u",)))
-    assert states > 5_000
-    assert violated == set()
-
-
-@pytest.mark.deep
-@pytest.mark.parametrize("fault", BATCH_FAULTS)
-def test_batch_beside_a_single_run_keeps_the_invariants_with_one_fault(fault: str) -> None:
-    assert explore(scope_of({fault}, uuids=BATCH, batches=(BATCH,), singles=("v",)))[1] == set()
-
-
-@pytest.mark.deep
-def test_batch_with_a_take_over_beside_a_single_run_keeps_the_invariants() -> None:
-    assert explore(scope_of((), uuids=BATCH, batches=(BATCH, BATCH), singles=("v",)))[1] == set()
-
-
-@pytest.mark.deep
-@pytest.mark.parametrize("pair", list(combinations(BATCH_FAULTS[1:4], 2)), ids=" and ".join)
-def test_two_faults_of_the_stores_at_once_violate_nothing_for_a_batch(pair: tuple[str, str]) -> None:
-    assert explore(scope_of(pair, batches=(("u",),), singles=("u",)))[1] == set()
+@pytest.mark.parametrize("name", marked())
+def test_scope_violates_exactly_what_no_step_can_prevent(name: str) -> None:
+    scope, states_min = (DEEP | SLOW | SCOPES)[name]
+    states, violated = explore(scope)
+    assert states > states_min
+    assert violated == UNPREVENTABLE.get(scope.faults, set())
