@@ -6,21 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tigerbeetle as tb
-from resonate.error import ResonateError
 
-from clients.account import owner_of
 from clients.panic import Panic
-from clients.settings import Settings
-from create_account import DEADLINE, Outcome, create_account
-from operations.opening import connect
+from create_account import DEADLINE, Outcome, create_account, start
 
 from .conftest import World, quick_only
+from .operations.commands import commit, connected, stage, unstage
 
 if TYPE_CHECKING:
     from resonate.context import Context
-
-ALL_STEPS = ["1", "2", "3"]
+    from resonate.resonate import Resonate
 
 
 def assert_exists(world: World, user: str, guid: str) -> None:
@@ -33,26 +28,19 @@ def assert_halted(world: World, user: str, condition: str, *details: str, guid: 
     """Check that the run panics, and that the next run prints the same panic without running a step."""
     first, again = world.run(user, guid=guid), world.run(user)
     assert (first.status, first.out) == (98, "")
-    assert (again.status, again.out) == (98, "")
+    assert (again.status, again.out, again.steps) == (98, "", [])
     panic = first.err.splitlines()[-1]
     assert panic == again.err.splitlines()[-1]
-    assert again.steps == []
     for detail in (f"PANIC: {condition}", user, *details):
         assert detail in panic
 
 
-def test_first_run_creates_the_account(world: World, user: str) -> None:
-    run = world.run(user)
-    assert run.status == 0
-    assert run.out == f"UUID: {user}\nGUID: {run.guid}\n"
-    assert run.steps == ALL_STEPS
-    assert_exists(world, user, run.guid)
-
-
-def test_rerun_prints_the_same_and_runs_no_step(world: World, user: str) -> None:
+def test_first_run_creates_the_account_and_a_rerun_prints_the_same_and_runs_no_step(world: World, user: str) -> None:
     first, again = world.run(user), world.run(user)
-    assert (again.status, again.out) == (0, first.out)
-    assert again.steps == []
+    assert (first.status, first.steps) == (0, ["1", "2", "3"])
+    assert first.out == f"UUID: {user}\nGUID: {first.guid}\n"
+    assert (again.status, again.out, again.steps) == (0, first.out, [])
+    assert_exists(world, user, first.guid)
 
 
 @pytest.mark.parametrize("days", quick_only([0], [0, 2]), ids=["at once", "two days later"])
@@ -89,37 +77,26 @@ def test_lost_promises_with_a_staged_row_panic(world: World, user: str, crash: s
     assert world.accounts(user) == accounts
 
 
-def test_row_with_the_same_guid_is_committed(world: World, user: str) -> None:
-    guid = str(tb.id())
-    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, guid)
+def test_row_with_the_same_guid_is_committed(world: World, user: str, guid: str) -> None:
+    stage(world, user, guid)
     run = world.run(user, guid=guid)
     assert run.status == 0
     assert_exists(world, user, guid)
 
 
-def test_guid_that_is_staged_for_another_uuid_panics(world: World, user: str) -> None:
-    guid = str(tb.id())
-    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", "another", guid)
+def test_guid_that_is_staged_for_another_uuid_panics(world: World, user: str, guid: str) -> None:
+    stage(world, "another", guid)
     found = f"{world.reference} stages uuid 'another' with guid {guid}"
     assert_halted(world, user, f"{world.reference} exists_diff", found, guid=guid)
     assert world.accounts(user) == []
 
 
-FOREIGN: dict[str, dict[str, Any]] = {
-    "ledger": {"ledger": 2}, "code": {"code": 2}, "user_data_128": {"user_data_128": 5}
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_account_with_the_same_guid_and_another_field_panics(world: World, user: str, name: str) -> None:
-    guid = tb.id()
-    ours: dict[str, Any] = {"id": guid, "ledger": 1, "code": 1, "user_data_128": owner_of(user)}
-    world.data.mkdir(mode=0o700)
-    [created] = world.ledger(lambda client: client.create_accounts([tb.Account(**(ours | FOREIGN[name]))]))
-    assert created.status == tb.CreateAccountStatus.CREATED
+@pytest.mark.parametrize("field", ["ledger", "code", "user_data_128"])
+def test_account_with_the_same_guid_and_another_field_panics(world: World, user: str, guid: str, field: str) -> None:
+    commit(world, user, guid, **{field: 2})
     # The row is staged by hand: with this uuid's account in TigerBeetle, step 2 would not stage it.
-    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, str(guid))
-    assert_halted(world, user, "TigerBeetle exists_diff", str(guid), f"{name} ", guid=str(guid))
+    stage(world, user, guid)
+    assert_halted(world, user, "TigerBeetle exists_diff", guid, f"{field} ", guid=guid)
 
 
 def test_lost_sqlite_and_promises_panic_and_create_no_second_account(world: World, user: str) -> None:
@@ -136,43 +113,42 @@ def test_row_that_vanishes_before_the_commit_panics(world: World, user: str, cra
     world.run(user, crash=crash)
     [guid] = world.rows(user)
     accounts = world.accounts(user)
-    world.sql("DELETE FROM accounts WHERE uuid = ?", user)
+    unstage(world, user)
     held = guid if accounts else "no account"
     assert_halted(world, user, "ordering violated", guid, f"TigerBeetle holds {held}")
     assert world.accounts(user) == accounts, "committed without its row"
 
 
 @pytest.mark.slow
-def test_account_with_another_guid_than_the_staged_one_panics(world: World, user: str) -> None:
+def test_account_with_another_guid_than_the_staged_one_panics(world: World, user: str, guid: str) -> None:
     """SQLite was restored from a backup, and another attempt committed. To commit would create a second account."""
     world.run(user, crash="after save 2")
     [staged] = world.rows(user)
     world.lose_sqlite()
-    committed = str(tb.id())
-    account = tb.Account(id=int(committed), ledger=1, code=1, user_data_128=owner_of(user))
-    world.ledger(lambda client: client.create_accounts([account]))
-    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, staged)
-    assert_halted(world, user, "ordering violated", staged, f"TigerBeetle holds {committed}")
-    assert world.accounts(user) == [committed], "a second account"
+    commit(world, user, guid)
+    stage(world, user, staged)
+    assert_halted(world, user, "ordering violated", staged, f"TigerBeetle holds {guid}")
+    assert world.accounts(user) == [guid], "a second account"
 
 
 def test_one_of_two_promises_for_one_uuid_panics(world: World, user: str) -> None:
-    async def race() -> list[Any]:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            started = [resonate.options(timeout=DEADLINE).run(f"{name}-{user}", create_account, user) for name in "ab"]
-            return await asyncio.gather(*(promise.result() for promise in started), return_exceptions=True)
+    async def race(resonate: Resonate, _: object) -> list[Any]:
+        started = [resonate.options(timeout=DEADLINE).run(f"{name}-{user}", create_account, user) for name in "ab"]
+        return await asyncio.gather(*(promise.result() for promise in started), return_exceptions=True)
 
-    winner, loser = sorted(asyncio.run(race()), key=lambda result: isinstance(result, Panic))
+    winner, loser = sorted(connected(world, race), key=lambda result: isinstance(result, Panic))
     assert isinstance(loser, Panic)
     assert loser.condition == f"{world.reference} exists_diff"
     assert_exists(world, user, winner["guid"])
 
 
 @pytest.mark.parametrize("uuid", ["this uuid", "another uuid"])
-def test_row_that_is_staged_between_read_and_write_is_not_overwritten(world: World, user: str, uuid: str) -> None:
-    guid, owner = str(tb.id()), user if uuid == "this uuid" else f"{user}-other"
+def test_row_that_is_staged_between_read_and_write_is_not_overwritten(
+    world: World, user: str, guid: str, uuid: str
+) -> None:
+    owner = user if uuid == "this uuid" else f"{user}-other"
     with world.paused_at(user, "before write 2", GUID="" if owner == user else guid) as process:
-        world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", owner, guid)
+        stage(world, owner, guid)
     run = world.finish(process)
     assert run.status == 98
     assert f"PANIC: {world.reference} exists_diff for uuid {user!r}" in run.err
@@ -190,13 +166,9 @@ def test_step_that_fails_is_not_retried(world: World, user: str, monkeypatch: py
             raise RuntimeError("unexpected")
         return Outcome("exists_diff", guid, "another attempt")
 
-    async def run() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.options(timeout=DEADLINE).run(user, create_account, user).result()
-
     monkeypatch.setattr("create_account.stage_account", stage_account)
     with pytest.raises(RuntimeError, match="unexpected"):
-        asyncio.run(run())
+        connected(world, lambda resonate, _: start(resonate, user).result())
     assert len(attempts) == 1
 
 
@@ -205,25 +177,22 @@ def test_resolved_promise_without_an_account_halts(world: World, user: str) -> N
     world.lose_ledger()
     run = world.run(user)
     assert (run.status, run.out, run.steps) == (98, "", [])
-    assert guid in run.err
     assert f"TigerBeetle does not hold its account {guid}" in run.err
 
 
 def test_panic_has_all_its_fields_in_another_process(world: World, user: str) -> None:
-    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", user, "1")
+    stage(world, user, "1")
     assert world.run(user).status == 98
 
-    async def panic() -> ResonateError:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            with pytest.raises(Panic) as caught:
-                await (await resonate.get(f"create-account-{user}")).result()
-            return caught.value
+    async def result(resonate: Resonate, _: object) -> Any:
+        return await (await resonate.get(f"create-account-{user}")).result()
 
-    panic_ = asyncio.run(panic())
-    assert isinstance(panic_, Panic)
-    assert (panic_.code, panic_.type, panic_.uuid) == ("98", "Panic", user)
-    assert panic_.condition == f"{world.reference} exists_diff"
-    assert "guid 1" in panic_.conflict
+    with pytest.raises(Panic) as caught:
+        connected(world, result)
+    panic = caught.value
+    assert (panic.code, panic.type, panic.uuid) == ("98", "Panic", user)
+    assert panic.condition == f"{world.reference} exists_diff"
+    assert "guid 1" in panic.conflict
 
 
 def test_a_pending_workflow_ends_as_the_version_that_it_began_as(world: World, user: str) -> None:
@@ -233,26 +202,22 @@ def test_a_pending_workflow_ends_as_the_version_that_it_began_as(world: World, u
     def another_step(ctx: Context, uuid: str) -> dict[str, str]:
         return {"uuid": uuid, "guid": "of version 2"}
 
-    async def deploy() -> tuple[str, str]:
-        async with connect(Settings.read(world.env)) as (resonate, _):  # which registers version 1
-            resonate.register(version_2, name="create_account", version=2)
-            start = resonate.options(timeout=DEADLINE).run
-            old = await start(f"create-account-{user}", version_2, user).result()
-            new = await start(f"create-account-{user}-2", version_2, f"{user}-2").result()
-            return old["guid"], new["guid"]
+    async def deploy(resonate: Resonate, _: object) -> tuple[str, str]:  # version 1 is registered
+        resonate.register(version_2, name="create_account", version=2)
+        run = resonate.options(timeout=DEADLINE).run
+        old = await run(f"create-account-{user}", version_2, user).result()
+        new = await run(f"create-account-{user}-2", version_2, f"{user}-2").result()
+        return old["guid"], new["guid"]
 
     world.run(user, crash="after save 2")
-    assert asyncio.run(deploy()) == (world.rows(user)[0], "of version 2")
+    assert connected(world, deploy) == (world.rows(user)[0], "of version 2")
     assert world.accounts(user) == world.rows(user)
 
 
-@pytest.mark.parametrize("name", ["ledger", "code"])
-def test_other_account_of_the_same_customer_is_no_conflict(world: World, user: str, name: str) -> None:
+@pytest.mark.parametrize("field", ["ledger", "code"])
+def test_other_account_of_the_same_customer_is_no_conflict(world: World, user: str, guid: str, field: str) -> None:
     """TigerBeetle's advice: the accounts of a customer share `user_data_128`, one for each ledger."""
-    other: dict[str, Any] = {"id": tb.id(), "ledger": 1, "code": 1, "user_data_128": owner_of(user)}
-    world.data.mkdir(mode=0o700)
-    [created] = world.ledger(lambda client: client.create_accounts([tb.Account(**(other | FOREIGN[name]))]))
-    assert created.status == tb.CreateAccountStatus.CREATED
+    commit(world, user, guid, **{field: 2})
     run = world.run(user)
     assert run.status == 0
     assert_exists(world, user, run.guid)

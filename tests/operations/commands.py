@@ -8,7 +8,7 @@ import contextlib
 import json
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import tigerbeetle as tb
@@ -18,13 +18,14 @@ from resonate.types import Value
 from clients.account import owner_of
 from clients.settings import Settings
 from create_account import start
-from operations.opening import connect
+from operations.opening import Clients, connect
 
 from ..conftest import HANG_S, ServerWorld, World
 
 EXISTS, STAGED, UNREFERENCED, ABSENT, CONFLICT = 0, 3, 4, 5, 98
-REFUSED = DISAGREE = 98
 
+#: A promise's deadline, later than any test.
+DEADLINE_MS = 10**14
 
 Done = subprocess.CompletedProcess[str]
 
@@ -60,7 +61,7 @@ def assert_refused(world: World, uuid: str, *words: str, again: bool = False) ->
     """Run adopt, and check that it prints one line with the reason and writes nothing."""
     rows, accounts = world.rows(uuid), world.accounts(uuid)
     done = script(world, "adopt", *["--again"] * again, "--", uuid)
-    assert (done.returncode, done.stdout) == (REFUSED, "")
+    assert (done.returncode, done.stdout) == (98, "")
     line = done.stderr.splitlines()[-1]
     assert line.startswith("refused, nothing changed: ")
     for word in words:
@@ -127,15 +128,24 @@ def halt(world: World, user: str) -> None:
     unstage(world, user)
 
 
+def connected[T](world: World, work: Callable[[Resonate, Clients], Awaitable[T]]) -> T:
+    """Connect as a command does, and return the result of the work."""
+
+    async def main() -> T:
+        async with connect(Settings.read(world.env)) as (resonate, clients):
+            return await work(resonate, clients)
+
+    return asyncio.run(main())
+
+
 def resolve(world: World, id_: str, result: object) -> None:
     """Create and resolve a promise, as another program can."""
 
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.create(id_, 10**14, Value(data=None), {})
-            await resonate.promises.resolve(id_, Value(data=result))
+    async def both(resonate: Resonate, _: Clients) -> None:
+        await resonate.promises.create(id_, DEADLINE_MS, Value(data=None), {})
+        await resonate.promises.resolve(id_, Value(data=result))
 
-    asyncio.run(main())
+    connected(world, both)
 
 
 async def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) -> list[str]:
