@@ -8,61 +8,36 @@ import signal
 import socket
 import sqlite3
 import subprocess
-from collections.abc import Callable
 
 import pytest
 
 from ..conftest import HANG_S, World, free_port, quick_only
 from .commands import ABSENT, CONFLICT, EXISTS, STAGED, UNREFERENCED, Done, assert_verdict, commit, script, unstage
 
-#: Where a run was killed, and what `check` prints about its account: `u` is the uuid.
-CHECKED: dict[str, tuple[str | None, int, list[str]]] = {
-    "exists": (
-        "",
-        EXISTS,
-        [
-            "promise create-account-u: resolved, account GUID",
-            "TigerBeetle: account GUID",
-            "STORE: row with guid GUID",
-            "exists",
-        ],
-    ),
-    "staged": (
-        "after save 2",
-        STAGED,
-        [
-            "promise create-account-u: pending",
-            "TigerBeetle: no account",
-            "STORE: row with guid GUID",
-            "staged: promise create-account-u is pending; to resume it, run python create_account.py -- u",
-        ],
-    ),
-    "absent": (
-        None,
-        ABSENT,
-        [
-            "promise create-account-u: not found",
-            "TigerBeetle: no account",
-            "STORE: no row",
-            "absent: promise create-account-u not found (never created, or lost); run python create_account.py -- u",
-        ],
-    ),
-}
+#: Where a run was killed, the exit status of `check`, and what it says of the promise, the account and the row, and at last.
+CHECKED: dict[str, tuple[str | None, int, str, str, str, str]] = {
+    "exists": ("", EXISTS, "resolved, account GUID", "account GUID", "row with guid GUID", "exists"),
+    "exists, pending": ("after write 3", EXISTS, "pending", "account GUID", "row with guid GUID", "exists: PENDING"),
+    "staged": ("after save 2", STAGED, "pending", "no account", "row with guid GUID", "staged: PENDING"),
+    "absent, pending": ("before write 2", ABSENT, "pending", "no account", "no row", "absent: PENDING"),
+    "absent": (None, ABSENT, "not found", "no account", "no row", "absent: PROMISE not found (never created, or lost); RERUN"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("verdict", CHECKED)
-def test_check_prints_what_the_promise_and_both_stores_hold(world: World, user: str, verdict: str) -> None:
-    crash, status, lines = CHECKED[verdict]
+@pytest.mark.parametrize("name", CHECKED)
+def test_check_prints_what_the_promise_and_both_stores_hold(world: World, user: str, name: str) -> None:
+    crash, status, promise, account, row, verdict = CHECKED[name]
     world.run(f"{user}-other")
     if crash is not None:
         world.run(user, crash=crash)
-    names = {"GUID": "".join(world.rows(user)), "STORE": world.reference}
-    names |= {"account-u": f"account-{user}", "-- u": f"-- {user}"}
+    expected = f"PROMISE: {promise}\nTigerBeetle: {account}\n{world.reference}: {row}\n{verdict}\n"
+    rerun = f"run python create_account.py -- {user}"
+    words = {"PENDING": f"PROMISE is pending; to resume it, {rerun}", "RERUN": rerun}
+    words |= {"PROMISE": f"promise create-account-{user}", "GUID": "".join(world.rows(user))}
+    for word, text in words.items():
+        expected = expected.replace(word, text)
     done = script(world, "check", user)
-    text = "".join(f"{line}\n" for line in lines)
-    for name, value in names.items():
-        text = text.replace(name, value)
-    assert (done.returncode, done.stdout) == (status, text)
+    assert (done.returncode, done.stdout) == (status, expected)
 
 
 def test_check_reads_the_rows_of_the_uuid_and_of_its_guids_and_all_its_accounts(
@@ -113,25 +88,6 @@ def test_check_reads_a_file_whose_writer_was_killed_at_its_first_write(world: Wo
     assert_verdict(world, user, EXISTS, "exists")
 
 
-@pytest.mark.slow
-def test_check_while_a_run_is_in_progress(world: World, user: str) -> None:
-    for point, status in (("before write 2", ABSENT), ("before write 3", STAGED), ("after write 3", EXISTS)):
-        uuid = f"{user}-{status}"
-        with world.paused_at(uuid, point) as process:
-            done = script(world, "check", uuid)
-            assert done.stdout.splitlines()[0] == f"promise create-account-{uuid}: pending"
-            assert done.returncode == status
-        assert world.finish(process).status == 0
-        assert_verdict(world, uuid, EXISTS, "exists")
-
-
-COMMANDS: list[Callable[[str], list[str]]] = [
-    lambda uuid: ["check", uuid],
-    lambda _: ["audit"],
-    lambda uuid: ["adopt", uuid],
-]
-
-
 def assert_cannot_tell(done: Done, *words: str) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     line = done.stderr.splitlines()[-1]
@@ -139,24 +95,19 @@ def assert_cannot_tell(done: Done, *words: str) -> None:
         assert word in line
 
 
-@pytest.mark.parametrize("file", ["accounts.db", "promises.db", "ledger.db"])
-@pytest.mark.slow
-def test_missing_or_invalid_file_is_an_error(world: World, user: str, file: str) -> None:
+@pytest.mark.parametrize("lost", quick_only(["data"], ["data", "accounts.db", "promises.db", "ledger.db"]))
+def test_missing_or_invalid_file_is_an_error(world: World, user: str, lost: str) -> None:
+    """The commands create no file, and no directory."""
     world.run(user)
-    if not (world.data / file).exists():
+    if not (path := world.data if lost == "data" else world.data / lost).exists():
         pytest.skip("this world has no such file: a server holds the data")
-    (world.data / file).rename(world.data / "elsewhere")
-    for command in COMMANDS:
-        assert_cannot_tell(script(world, *command(user)), file, "does not exist", "DATA_DIR")
-    assert not (world.data / file).exists()
-    (world.data / file).write_text("no database, but longer than nothing")
-    assert_cannot_tell(script(world, "check", user), file, "not a database")
-
-
-def test_missing_directory_is_an_error_and_is_not_created(world: World, user: str) -> None:
-    for command in COMMANDS:
-        assert_cannot_tell(script(world, *command(user)), str(world.data), "does not exist", "DATA_DIR")
-    assert not world.data.exists()
+    path.rename(world.directory / "elsewhere")
+    for command in (["check", user], ["audit"], ["adopt", user]):
+        assert_cannot_tell(script(world, *command), str(path), "does not exist", "DATA_DIR")
+    assert not path.exists()
+    if lost != "data":
+        path.write_text("no database, but longer than nothing")
+        assert_cannot_tell(script(world, "check", user), lost, "not a database")
 
 
 def test_server_that_does_not_answer_is_an_error(world: World, user: str) -> None:
