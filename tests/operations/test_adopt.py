@@ -82,17 +82,22 @@ def test_sqlite_exists_diff_and_the_guid_is_staged_for_another_uuid(world: World
     assert assert_adopted(world, user, again=True) != guid
 
 
-def test_tigerbeetle_exists_diff(world: World, user: str, guid: str) -> None:
-    """The operator removes the row, because only the operator knows whose account it is."""
-    commit(world, f"{user}-other", guid)
-    stage(world, user, guid)
-    assert_halted(world, user, "TigerBeetle exists_diff", guid)
-    assert_verdict(world, user, CONFLICT, "conflict", "has user_data_128")
+@pytest.mark.parametrize("holder", ["this uuid", "another uuid"])
+def test_only_the_operator_decides_between_a_row_and_an_account(
+    world: World, user: str, guid: str, holder: str
+) -> None:
+    """The operator removes the row. Then this uuid's account is adopted. Another uuid's account is left alone."""
+    ours = holder == "this uuid"
+    owner, reason = (user, f"holds account {guid}") if ours else (f"{user}-other", "has user_data_128")
+    halt(world, user)
+    commit(world, owner, guid)
+    stage(world, user, str(tb.id()) if ours else guid)
+    assert_verdict(world, user, CONFLICT, "conflict", reason)
     for again in (False, True):
-        assert_refused(world, user, "has user_data_128", again=again)
+        assert_refused(world, user, reason, again=again)
     unstage(world, user)
-    assert assert_adopted(world, user, again=True) != guid
-    assert world.accounts(f"{user}-other") == [guid]
+    assert (assert_adopted(world, user, again=not ours) == guid) == ours
+    assert world.accounts(owner) == [guid]
 
 
 def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user: str) -> None:
@@ -103,19 +108,6 @@ def test_adopt_is_refused_while_the_first_promise_is_pending(world: World, user:
     with world.paused_at(user, "before write 3") as process:
         assert_refused(world, user, f"create-account-{user} is pending")
     assert world.finish(process).status == 0
-
-
-def test_adopt_is_refused_where_it_would_make_a_second_account(world: World, user: str, guid: str) -> None:
-    halt(world, user)
-    held = str(tb.id())
-    commit(world, user, held)
-    stage(world, user, guid)
-    for again in (False, True):
-        assert_refused(world, user, f"TigerBeetle holds account {held}", again=again)
-
-    # Only the operator knows which guid is right. Here it is the guid of the existing account.
-    unstage(world, user)
-    assert_adopted(world, user, held)
 
 
 def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> None:
@@ -130,23 +122,16 @@ def test_adopt_after_the_first_promise_was_canceled(world: World, user: str) -> 
     assert (done.returncode, done.stdout) == (0, f"UUID: {user}\nGUID: {guid}\n")
 
 
-@pytest.mark.parametrize(
-    "point",
-    quick_only(
-        ["after write"], ["after create the promise", "after create 1", "after write", "after save 1", "before print"]
-    ),
-)
-@pytest.mark.parametrize("committed", quick_only([False], [True, False]), ids=["committed", "staged"])
-def test_adopt_resumes_its_attempt_after_a_crash(
-    world: World, user: str, guid: str, point: str, committed: bool
-) -> None:
+POINTS = ["after create the promise", "after create 1", "after write", "after save 1", "before print"]
+
+
+@pytest.mark.parametrize("point", quick_only(["after write"], POINTS))
+@pytest.mark.parametrize("held", quick_only(["a row"], ["an account", "a row"]))
+def test_adopt_resumes_its_attempt_after_a_crash(world: World, user: str, guid: str, point: str, held: str) -> None:
     """The next adopt resumes the attempt and starts no other one."""
     halt(world, user)
-    if committed:
-        commit(world, user, guid)
-    else:
-        stage(world, user, guid)
-    crash(world, user, point.replace("write", "write 2" if committed else "write 3"))
+    (stage if held == "a row" else commit)(world, user, guid)
+    crash(world, user, point.replace("write", "write 3" if held == "a row" else "write 2"))
     assert_adopted(world, user, guid)
     _, attempt, *others = [line for line in script(world, "check", user).stdout.splitlines() if "promise" in line]
     assert (attempt, others) == (f"promise create-account_attempt-2-{user}: resolved, account {guid}", [])
@@ -163,25 +148,18 @@ def test_adopt_again_resumes_its_attempt_after_a_crash(world: World, user: str, 
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("row", "point", "again"),
     [
         ("lost", "after save 2", False),
         ("exists", "after save 2", False),
         ("exists", "after save 1", True),
         ("exists", "after save 2", True),
     ],
-    ids=[
-        "row lost, restored",
-        "row exists, restored",
-        "row exists, --again in step 2",
-        "row exists, --again in step 3",
-    ],
 )
 def test_only_adopt_again_recreates_an_account_that_tigerbeetle_lost_meanwhile(
-    world: World, user: str, guid: str, found: tuple[str, str, bool]
+    world: World, user: str, guid: str, *, row: str, point: str, again: bool
 ) -> None:
     """The account exists when adopt begins, and TigerBeetle is lost before adopt is run again."""
-    row, point, again = found
     halt(world, user)
     commit(world, user, guid)
     if row == "exists":
@@ -205,11 +183,12 @@ def test_running_adopt_does_not_recreate_an_account_that_tigerbeetle_loses(
     halt(embedded_world, user)
     commit(embedded_world, user, guid)
     watched = {"STEPS_FILE": str(embedded_world.steps_file), "PAUSE": point}
-    process, file = embedded_world.process("-m", "operations", "adopt", user, env=watched), "paused"
-    wait_until(embedded_world.steps_file.with_name(file).exists)
+    process = embedded_world.process("-m", "operations", "adopt", user, env=watched)
+    paused = embedded_world.steps_file.with_name("paused")
+    wait_until(paused.exists)
     with contextlib.closing(sqlite3.connect(embedded_world.data / "ledger.db")) as db, db:
         assert db.execute("DELETE FROM accounts WHERE id = ?", (guid,)).rowcount == 1
-    embedded_world.steps_file.with_name(file).unlink()
+    paused.unlink()
     _, err = process.communicate(timeout=HANG_S)
     assert (process.wait(), embedded_world.accounts(user)) == (1, [])
     assert f"no longer holds account {guid}; it was not created again: run adopt again" in err
