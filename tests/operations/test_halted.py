@@ -15,30 +15,28 @@ from clients.account import promise_id
 from clients.settings import Settings
 from operations import halted
 from operations.batch import batch_id, register
-from operations.opening import connect
 
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
-from .commands import SPOILED, Done, assert_adopted, assert_verdict, halt, resolve, script, spoil
+from .backfills import run
+from .commands import DEADLINE_MS, SPOILED, assert_adopted, assert_verdict, connected, halt, resolve, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from resonate.resonate import Resonate
 
-DEADLINE_MS = 10**14
+    from operations.opening import Clients
+
 LACKED = {"func": "create_account", "version": 7, "args": [], "kwargs": {}}
 
 
 def create_promise(world: World, uuid: str, call: Any, *, task: bool) -> None:
     """Create the uuid's promise as another program might."""
     tags = {"resonate:target": "poll://any@elsewhere"} if task else {}
-
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.create(promise_id(uuid), DEADLINE_MS, Value(data=call), tags)
-
-    asyncio.run(main())
+    connected(
+        world, lambda resonate, _: resonate.promises.create(promise_id(uuid), DEADLINE_MS, Value(data=call), tags)
+    )
 
 
 #: What another program can have created under the id of a uuid's promise, and what a run says.
@@ -56,9 +54,9 @@ def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
 ) -> None:
     call, task, cause = STRANGE[strange]
     create_promise(world, user, call, task=task)
-    run = world.run(user)
-    assert run.status == 1
-    line = run.err.splitlines()[-1]
+    single = world.run(user)
+    assert single.status == 1
+    line = single.err.splitlines()[-1]
     assert line.startswith(f"cannot execute promise create-account-{user}: ")
     assert cause in line
     assert "stays pending" in line
@@ -66,31 +64,20 @@ def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
 
 
 @pytest.mark.parametrize("data", quick_only(["no base64"], SPOILED))
-def test_single_run_whose_recorded_result_does_not_decode_ends_with_one_line(
-    world: World, user: str, data: str
+@pytest.mark.parametrize("step", ["2", "3"])
+def test_single_run_whose_recorded_result_does_not_decode_claims_nothing_about_the_account(
+    world: World, user: str, step: str, data: str
 ) -> None:
-    world.run(user, crash="after save 2")
-    spoil(world, f"{promise_id(user)}:2", SPOILED[data])
-    run = world.run(user)
-    assert (run.status, run.out) == (1, "")
-    assert run.err.splitlines()[-1].startswith(f"cannot execute promise create-account-{user}: ")
-    assert world.accounts(user) == []
-
-
-def test_message_about_a_result_that_does_not_decode_claims_nothing_about_the_account(
-    embedded_world: World, user: str
-) -> None:
-    embedded_world.run(user, crash="after save 3")
-    spoil(embedded_world, f"{promise_id(user)}:3")
-    line = embedded_world.run(user).err.splitlines()[-1]
+    world.run(user, crash=f"after save {step}")
+    spoil(world, f"{promise_id(user)}:{step}", SPOILED[data])
+    done = command(world, "--steps", user)
+    assert (done.returncode, done.stdout) == (1, "")
+    line = done.stderr.splitlines()[-1]
     assert line.startswith(f"cannot execute promise create-account-{user}: ")
-    assert command(embedded_world, "--steps", user).stderr.count("step 3, commit_account: cannot be read") == 1
     assert "`python -m operations check` says whether the account exists" in line
-    assert len(embedded_world.accounts(user)) == 1
-
-
-def backfill(world: World, uuids: list[str]) -> Done:
-    return script(world, "backfill", stdin="".join(f"{uuid}\n" for uuid in uuids))
+    [unread] = [line for line in done.stderr.splitlines() if "cannot be read" in line]
+    assert unread.startswith(f"step {step}, ")
+    assert len(world.accounts(user)) == (step == "3")
 
 
 def test_backfill_counts_promises_that_cannot_be_executed_as_halted_and_creates_the_rest(
@@ -102,12 +89,11 @@ def test_backfill_counts_promises_that_cannot_be_executed_as_halted_and_creates_
         create_promise(world, uuid, call, task=task)
     world.run(uuids[7], crash="after save 2")
     spoil(world, f"{promise_id(uuids[7])}:2")
-    done = backfill(world, uuids)
-    assert done.returncode == 98, done.stderr
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == uuids[:3] + uuids[8:]
-    assert "created 5, existing 0, halted 5, invalid 0" in done.stderr
+    done = run(world, *uuids)
+    assert (done.status, list(done.accounts)) == (98, uuids[:3] + uuids[8:]), done.err
+    assert done.counts() == {"created": 5, "existing": 0, "halted": 5, "invalid": 0}
     for uuid in uuids[3:8]:
-        assert f"cannot execute promise create-account-{uuid}: " in done.stderr
+        assert f"cannot execute promise create-account-{uuid}: " in done.err
 
 
 @pytest.mark.parametrize("strange", STRANGE)
@@ -118,19 +104,17 @@ def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_
     batch = batch_id(claimed)
     call, task, cause = STRANGE[strange]
 
-    async def main() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, clients):
-            tags = {"resonate:target": "poll://any@create-account"} if task else {}
-            await resonate.promises.create(batch, DEADLINE_MS, Value(data=call), tags)
-            await register(resonate, clients).create(batch, claimed, DEADLINE_MS)
+    async def claim(resonate: Resonate, clients: Clients) -> None:
+        tags = {"resonate:target": "poll://any@create-account"} if task else {}
+        await resonate.promises.create(batch, DEADLINE_MS, Value(data=call), tags)
+        await register(resonate, clients).create(batch, claimed, DEADLINE_MS)
 
-    asyncio.run(main())
+    connected(world, claim)
     for uuids in ([*claimed, other], claimed):
-        done = backfill(world, uuids)
-        assert done.returncode == 98, done.stderr
-        assert "halted 2, invalid 0" in done.stderr
-        assert done.stderr.count(f"cannot execute promise {batch}: ") == 2
-        assert cause in done.stderr
+        done = run(world, *uuids)
+        assert (done.status, done.counts()["halted"]) == (98, 2), done.err
+        assert done.err.count(f"cannot execute promise {batch}: ") == 2
+        assert cause in done.err
     assert world.rows(claimed[0]) == world.accounts(claimed[0]) == []
     assert len(world.accounts(other)) == 1
 
@@ -139,12 +123,11 @@ def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_
 def test_rejected_promise_whose_message_does_not_decode_is_halted(world: World, user: str, data: str) -> None:
     halt(world, user)
     spoil(world, promise_id(user), SPOILED[data])
-    run = world.run(user)
-    assert (run.status, run.out) == (98, "")
-    assert f"promise create-account-{user} settled without an account: " in run.err.splitlines()[-1]
-    done = backfill(world, [*numbered(user, 2), user])
-    assert (done.returncode, len(done.stdout.splitlines())) == (98, 2)
-    assert f"promise create-account-{user} settled without an account: " in done.stderr
+    single, many = world.run(user), run(world, *numbered(user, 2), user)
+    assert (single.status, single.out) == (98, "")
+    assert f"promise create-account-{user} settled without an account: " in single.err.splitlines()[-1]
+    assert (many.status, list(many.accounts)) == (98, numbered(user, 2))
+    assert single.err.splitlines()[-1] in many.err
     listed = [line for line in script(world, "halted").stdout.splitlines() if user in line]
     assert listed == [f"halted: create-account-{user} is rejected; more: python -m operations check -- {user}"]
     assert_adopted(world, user, again=True)
@@ -154,9 +137,9 @@ def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) ->
     """As an operator's `resonate promises resolve` leaves it."""
     guid = world.run(f"{user}-other").guid
     resolve(world, promise_id(user), {"uuid": user, "guid": guid})
-    run = world.run(user)
-    assert run.status == 98
-    assert f"create-account-{user} is resolved, but TigerBeetle does not hold its account {guid}" in run.err
+    single = world.run(user)
+    assert single.status == 98
+    assert f"create-account-{user} is resolved, but TigerBeetle does not hold its account {guid}" in single.err
 
 
 def test_halted_lists_each_halted_account_with_its_reason(world: World, user: str) -> None:
@@ -171,11 +154,8 @@ def test_halted_lists_each_halted_account_with_its_reason(world: World, user: st
     done = script(world, "halted")
     assert done.returncode == 98
     *lines, count = [line for line in done.stdout.splitlines() if user in line or "adopted" in line]
-    assert {line.split(" ")[0] + line.split(" ")[1] for line in lines} == {
-        f"halted:create-account-{panicked}",
-        f"adopted:create-account-{adopted}",
-        f"halted:create-account-{lacked}",
-    }
+    words = [("halted:", panicked), ("adopted:", adopted), ("halted:", lacked)]
+    assert {tuple(line.split()[:2]) for line in lines} == {(word, promise_id(uuid)) for word, uuid in words}
     [line] = [line for line in lines if panicked in line]
     assert f"is rejected: PANIC: {world.reference} exists_diff" in line
     assert line.endswith(f"more: python -m operations check -- {panicked}")
@@ -201,13 +181,6 @@ def test_pending_account_of_a_second_registered_version_is_not_halted(
     assert capsys.readouterr().out.splitlines()[-1] == "0 halted, 0 adopted"
 
 
-def test_halted_ends_with_0_if_every_halted_account_is_adopted(world: World, user: str) -> None:
-    halt(world, user)
-    assert_adopted(world, user, again=True)
-    done = script(world, "halted")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 halted, 1 adopted")
-
-
 def test_promise_whose_row_in_promises_db_is_not_json_is_halted_and_stops_no_other_account(
     embedded_world: World, user: str
 ) -> None:
@@ -222,21 +195,19 @@ def test_promise_whose_row_in_promises_db_is_not_json_is_halted_and_stops_no_oth
     assert line.startswith(f"halted: {promise_id(spoiled)} is pending and cannot be executed: invalid task data")
     assert count == "1 halted, 0 adopted"
     assert_verdict(embedded_world, spoiled, 0, "exists")
-    run = embedded_world.run(spoiled)
-    assert run.status == 1
-    assert run.err.splitlines()[-1].startswith(f"cannot execute promise {promise_id(spoiled)}: invalid task data")
-    created = backfill(embedded_world, [spoiled, other, f"{user}-new"])
-    assert "created 1, existing 1, halted 1" in created.stderr
+    single = embedded_world.run(spoiled)
+    assert single.status == 1
+    assert single.err.splitlines()[-1].startswith(f"cannot execute promise {promise_id(spoiled)}: invalid task data")
+    many = run(embedded_world, spoiled, other, f"{user}-new")
+    assert many.counts() == {"created": 1, "existing": 1, "halted": 1, "invalid": 0}
     with contextlib.closing(sqlite3.connect(embedded_world.data / "promises.db")) as db:
-        assert db.execute("SELECT state FROM origins WHERE origin = ?", (promise_id(spoiled),)).fetchall() == [
-            ("no JSON",)
-        ]
+        states = db.execute("SELECT state FROM origins WHERE origin = ?", (promise_id(spoiled),)).fetchall()
+    assert states == [("no JSON",)]
 
 
 def test_halted_reads_any_number_of_promises(embedded_world: World, user: str) -> None:
     """More promises than a page."""
-    uuids = numbered(user, 1_100)
-    assert backfill(embedded_world, uuids).returncode == 0
+    assert run(embedded_world, *numbered(user, 1_100)).status == 0
     halt(embedded_world, f"{user}-z")
     done = script(embedded_world, "halted")
     assert done.returncode == 98
