@@ -16,11 +16,11 @@ from resonate.types import Value
 from clients.outages import Outages
 from clients.promises.reading import Promise
 from clients.settings import Settings
-from operations.opening import connect
 from operations.reading import open_readers
 
 from ..conftest import HANG_S, World
 from ..processes import Process
+from .commands import connected
 
 
 @dataclass
@@ -82,12 +82,7 @@ def promise_of(world: World, id_: str) -> Promise | None:
 
 def cancel(world: World, id_: str) -> None:
     """Cancel a promise, as an operator does."""
-
-    async def run() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            await resonate.promises.cancel(id_, Value(data=None))
-
-    asyncio.run(run())
+    connected(world, lambda resonate, _: resonate.promises.cancel(id_, Value(data=None)))
 
 
 def done(process: Process, out: str, err: str) -> Done:

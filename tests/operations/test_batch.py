@@ -5,29 +5,29 @@ After a batch each uuid's promise is what a single run leaves.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import pickle
 import sqlite3
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tigerbeetle as tb
 
-from clients.account import owner_of, promise_id
-from clients.errors import Halted, Unavailable
+from clients.account import account_of, owner_of, promise_id
 from clients.panic import Panic
-from clients.settings import Settings
-from operations.batch import batch_id, create_accounts, create_batch, register
-from operations.create import create
-from operations.opening import connect
+from operations.batch import batch_id, create_accounts, register
 
 from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS, left_to_do
 from .backfills import cancel, killed, promise_of, run
-from .commands import assert_adopted, commit, resolve, script, stage, unstage
+from .commands import assert_adopted, commit, connected, resolve, script, stage, unstage
 from .test_worker import worker
+
+if TYPE_CHECKING:
+    from resonate.resonate import Resonate
+
+    from operations.opening import Clients
 
 #: After the claims exist, and before the batch is settled.
 CLAIMED = ["before write 2", "after write 3", "after write 4", "before save 5"]
@@ -121,8 +121,7 @@ def test_worker_that_does_not_know_batches_leaves_the_batch_to_others(server_wor
         killed(server_world, uuids, "after write 3")
         wait_until(lambda: bool(older.said(f"cannot run {batch_id(uuids)}")))
         assert state_of(server_world, batch_id(uuids)) == "pending"
-        single = server_world.run(uuids[0])
-        assert single.status == 0, single.err
+        assert server_world.run(uuids[0]).status == 0
     assert_all_exist(server_world, uuids)
 
 
@@ -228,10 +227,30 @@ def test_fault_between_two_runs_of_a_batch_halts_its_account(world: World, user:
         unstage(world, uuids[0])
     else:
         commit(world, uuids[0], str(tb.id()))
+    assert_halts_the_first(world, uuids)
+
+
+def test_account_in_a_replaced_ledger_halts_its_batch_although_the_account_is_old(
+    embedded_world: World, user: str, guid: str
+) -> None:
+    """The batch read the time of the newest account in the other ledger. There it is later than this account."""
+    uuids, ledger = numbered(user, 2), embedded_world.data / "ledger.db"
+    commit(embedded_world, uuids[0], guid)
+    before = ledger.read_bytes()
+    embedded_world.lose_ledger()
+    commit(embedded_world, f"{user}-other", str(tb.id()))
+    killed(embedded_world, uuids, "before write 4")
+    embedded_world.lose_ledger()
+    ledger.write_bytes(before)
+    assert_halts_the_first(embedded_world, uuids)
+
+
+def assert_halts_the_first(world: World, uuids: list[str]) -> None:
+    """Run the batch to its end, and check that only its first uuid panics, and gets no other account."""
     accounts = world.accounts(uuids[0])
     many = run(world, *uuids)
     assert (many.status, list(many.accounts)) == (98, uuids[1:])
-    assert "ordering violated" in many.err
+    assert f"PANIC: ordering violated for uuid {uuids[0]!r}" in many.err
     assert world.accounts(uuids[0]) == accounts, "another account"
 
 
@@ -337,19 +356,6 @@ def test_operators_commands_say_what_a_claimed_account_waits_for(world_with_own_
 # -- Requests --------------------------------------------------------------
 
 
-def ask(world: World, id_: str, uuids: list[str]) -> str:
-    """Run a batch under an id. Returns the error."""
-
-    async def main() -> str:
-        async with connect(Settings.read(world.env)) as (resonate, clients):
-            register(resonate, clients)
-            with pytest.raises(Exception) as raised:  # noqa: PT011
-                await resonate.run(id_, create_accounts, uuids).result()
-            return str(raised.value)
-
-    return asyncio.run(main())
-
-
 REFUSED = {
     "an id of other uuids": ([], batch_id(["other"]), "does not belong to these uuids"),
     "any other id": ([], "my-batch", "does not belong to these uuids"),
@@ -363,7 +369,13 @@ REFUSED = {
 def test_batch_that_must_not_run_writes_nothing(embedded_world: World, user: str, name: str) -> None:
     more, id_, words = REFUSED[name]
     uuids = [user, *more]
-    assert words in ask(embedded_world, id_ or batch_id(uuids), uuids)
+
+    async def ask(resonate: Resonate, clients: Clients) -> Any:
+        register(resonate, clients)
+        return await resonate.run(id_ or batch_id(uuids), create_accounts, uuids).result()
+
+    with pytest.raises(ValueError, match=words):
+        connected(embedded_world, ask)
     assert embedded_world.rows(user) == embedded_world.accounts(user) == []
     assert state_of(embedded_world, promise_id(user)) == "not found"
 
@@ -378,101 +390,40 @@ def test_look_alikes_in_a_list_are_skipped_and_the_rest_is_a_batch(embedded_worl
 # -- The stores ------------------------------------------------------------
 
 
-def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(world_with_own_ledger: World, user: str) -> None:
+def test_batch_finds_newer_accounts_by_a_scan_or_by_their_owners(
+    world_with_own_ledger: World, user: str, guid: str
+) -> None:
     """A scan reads all newer accounts. If there are many, each owner is asked for. Both find the same."""
     world, uuids = world_with_own_ledger, numbered(user, 3)
     commit(world, uuids[0], str(tb.id()))
 
-    async def newer() -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
-        async with connect(Settings.read(world.env)) as (_, clients):
-            record = clients.record
-            newest = await record.newest()
-            few = [tb.Account(tb.id(), user_data_128=owner_of(uuids[1]), ledger=1, code=1)]
-            await record.create_many(few)
-            by_scan = await record.guids_of_many(uuids, newer_than=newest)
-            await record.create_many([tb.Account(tb.id(), ledger=1, code=1) for _ in range(600)])
-            by_owner = await record.guids_of_many(uuids, newer_than=newest)
-            return [[], [str(few[0].id)], []], by_scan, by_owner
+    async def newer(_: Resonate, clients: Clients) -> tuple[list[list[str]], list[list[str]]]:
+        record = clients.record
+        newest = await record.newest()
+        await record.create_many([account_of(uuids[1], guid)])
+        by_scan = await record.guids_of_many(uuids, newer_than=newest)
+        await record.create_many([tb.Account(tb.id(), ledger=1, code=1) for _ in range(600)])
+        return by_scan, await record.guids_of_many(uuids, newer_than=newest)
 
-    created, by_scan, by_owner = asyncio.run(newer())
-    assert by_scan == created, "the first account is older"
-    assert by_owner == [world.accounts(uuids[0]), *created[1:]]
+    by_scan, by_owner = connected(world, newer)
+    assert by_scan == [[], [guid], []], "the first account is older"
+    assert by_owner == [world.accounts(uuids[0]), [guid], []]
 
 
-# -- Faults between the steps of a batch -------------------------------------
-
-
-def interrupt_after(world: World, request: str, *uuids: str) -> None:
-    """Run a batch that ends at an outage, directly after this request to the System of Reference is carried out."""
-
-    async def run() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, clients):
-            real = getattr(clients.reference, f"_{request}")
-
-            async def interrupted(*args: Any) -> Any:
-                await real(*args)
-                raise Unavailable("interrupted")
-
-            setattr(clients.reference, f"_{request}", interrupted)
-            await clients.outages.result_or_raise(create_batch(list(uuids), resonate, clients))
-
-    with pytest.raises(Unavailable, match="interrupted"):
-        asyncio.run(run())
-
-
-def resume(world: World, *uuids: str) -> None:
-    """Run the batch to its end, and then the first uuid."""
-
-    async def run() -> None:
-        async with connect(Settings.read(world.env)) as (resonate, clients):
-            await create_batch(list(uuids), resonate, clients)
-            await create(uuids[0], resonate, clients)
-
-    asyncio.run(run())
-
-
-def test_account_of_another_host_is_a_panic_although_the_batch_has_staged_the_row(embedded_world: World) -> None:
-    interrupt_after(embedded_world, "stage_many", "a", "b")
-    other = str(tb.id())
-    commit(embedded_world, "a", other)
-
-    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
-        resume(embedded_world, "a", "b")
-
-    assert embedded_world.accounts("a") == [other]
-
-
-def test_account_in_a_replaced_ledger_is_a_panic_although_the_account_is_old(embedded_world: World) -> None:
-    other, ledger = str(tb.id()), embedded_world.data / "ledger.db"
-    commit(embedded_world, "a", other)
-    before = ledger.read_bytes()
-    embedded_world.lose_ledger()
-    commit(embedded_world, "c", str(tb.id()))
-    interrupt_after(embedded_world, "rows_of_many", "a", "b")
-    embedded_world.lose_ledger()
-    ledger.write_bytes(before)
-
-    with pytest.raises(Halted, match="PANIC: ordering violated for uuid 'a'"):
-        resume(embedded_world, "a", "b")
-
-    assert embedded_world.accounts("a") == [other]
+# -- Batches of other programs -----------------------------------------------
 
 
 @pytest.mark.parametrize("value", [None, 5, {"guids": ["1"], "newest": 0}, {"guids": ["1", 2], "newest": "x"}])
 def test_batch_that_another_program_resolves_does_not_stop_backfill(embedded_world: World, value: object) -> None:
     resolve(embedded_world, batch_id(["a", "b"]), value)
-    done = script(embedded_world, "backfill", stdin="a\nb\n")
-    assert done.returncode == 0, done.stderr
-    assert "created 2, existing 0" in done.stderr
+    many = run(embedded_world, "a", "b")
+    assert (many.status, many.counts()["created"]) == (0, 2), many.err
 
 
 @pytest.mark.slow
 def test_batch_with_more_text_in_its_conflicts_than_the_server_accepts_ends(server_world: ServerWorld) -> None:
-    uuids = [f"u{number}" for number in range(300)]
+    uuids = numbered("u", 300)
     for uuid in uuids:
         stage(server_world, uuid, f"{uuid}-" + "x" * 10_000)
-
-    done = script(server_world, "backfill", stdin="".join(f"{uuid}\n" for uuid in uuids))
-
-    assert done.returncode == 98, done.stderr
-    assert "created 0, existing 0, halted 300, invalid 0" in done.stderr
+    many = run(server_world, *uuids)
+    assert (many.status, many.counts()["halted"]) == (98, 300), many.err
