@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import msgspec
@@ -33,11 +33,11 @@ from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.promises.cannot_run import CODEC, Unexecutable
 from clients.promises.claims import CLAIM, Claims
-from clients.promises.reading import Promise, handle_of
+from clients.promises.reading import handle_of
 from operations import adopt
 from operations import batch as real_batches
 from operations import create as starter
-from operations.reading import read_state
+from operations.reading import Readers, read_state
 from operations.steps import adopting
 
 if TYPE_CHECKING:
@@ -133,17 +133,6 @@ class Record:
     async def lookup_accounts(self, ids: list[int]) -> Any:
         found = [await self.lookup(str(id_)) for id_ in ids]
         return [held for held in found if held]
-
-
-async def promise(id_: str) -> Promise | None:
-    match await Ask("get", id_):
-        case None:
-            return None
-        case ("resolved", uuid, guid):
-            return Promise(id_, "resolved", {"uuid": uuid, "guid": guid})
-        case (state, *_):
-            return Promise(id_, state, None)
-    raise AssertionError(id_)
 
 
 class Sender:
@@ -330,8 +319,8 @@ class Program:
         return "resolved", result["uuid"], result["guid"]
 
     async def adopt(self, uuid: str, again: bool) -> tuple[str, Any]:
-        readers: Any = SimpleNamespace(promise=promise, record=Record(), reference=Reference())
-        state = await read_state(readers, uuid)
+        clients, resonate = self._clients(), cast("Any", Resonate(self))
+        state = await read_state(Readers(clients.reference, clients.record, resonate), uuid)
         try:
             attempt = adopt.decide(state, again=again)
         except adopt.Refused:

@@ -86,7 +86,12 @@ class Changed:
         return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-@pytest.fixture(params=["version raised", pytest.param("same version", marks=pytest.mark.deep)])
+@pytest.fixture(
+    params=[
+        pytest.param("version raised", marks=pytest.mark.slow),
+        pytest.param("same version", marks=pytest.mark.deep),
+    ]
+)
 def source(request: pytest.FixtureRequest) -> str:
     return SOURCES[request.param]
 
@@ -108,7 +113,6 @@ def program(embedded_world: World, source: str) -> Changed:
 # -- Each way to create an account -----------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("point", ["", "after write 1", "after save 3", "before settle the promise"])
 def test_single_run_and_its_reruns_run_the_step_once_also_after_a_kill(program: Changed, point: str) -> None:
     if point:
@@ -120,7 +124,6 @@ def test_single_run_and_its_reruns_run_the_step_once_also_after_a_kill(program: 
     assert program.announced() == ["u"]
 
 
-@pytest.mark.slow
 def test_application_runs_the_step_once(program: Changed) -> None:
     [application] = re.findall(r"```python application\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     with program.start("-c", application) as process:
@@ -128,7 +131,6 @@ def test_application_runs_the_step_once(program: Changed) -> None:
     assert program.announced() == ["user-123"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 300])
 def test_backfill_makes_single_runs_says_so_and_runs_the_step_once_for_each_account(
     program: Changed, count: int
@@ -142,39 +144,32 @@ def test_backfill_makes_single_runs_says_so_and_runs_the_step_once_for_each_acco
     assert sorted(program.announced()) == sorted(uuids)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("found", "point"), [("a row", ""), ("an account", "after save 2"), ("both", ""), ("nothing", "after save 3")]
+    ("found", "point"),
+    [("a row", ""), ("an account", "after save 2"), ("both", ""), ("nothing", "after save 3"), ("a lost account", "")],
 )
 def test_adoption_runs_the_step_once(program: Changed, guid: str, found: str, point: str) -> None:
     world = program.world
-    halt(world, "u")
+    if found == "a lost account":
+        guid = world.run("u").guid
+        world.lose_ledger()
+    else:
+        halt(world, "u")
     if found in ("a row", "both"):
         stage(world, "u", guid)
     if found in ("an account", "both"):
         commit(world, "u", guid)
-    again = ["--again"] * (found == "nothing")
+    again = ["--again"] * (found in ("nothing", "a lost account"))
     if point:
         program.run("-m", "operations", "adopt", *again, "u", crash=point)
-    for _ in range(2):
-        done = program.operations("adopt", *again, "u")
-        assert done.returncode == 0, done.stderr
-    assert program.run("u").stdout == done.stdout
+    done, repeated = (program.operations("adopt", *again, "u") for _ in range(2))
+    assert done.returncode == repeated.returncode == 0, done.stderr
+    assert program.run("u").stdout == done.stdout == repeated.stdout
+    assert found == "nothing" or done.stdout == f"UUID: u\nGUID: {guid}\n"
     assert program.announced() == ["u"]
     assert world.rows("u") == world.accounts("u")
 
 
-@pytest.mark.slow
-def test_adoption_of_a_lost_account_runs_the_step_once(program: Changed) -> None:
-    world = program.world
-    guid = world.run("u").guid
-    world.lose_ledger()
-    assert world.accounts("u") == []
-    assert program.operations("adopt", "--again", "u").stdout == f"UUID: u\nGUID: {guid}\n"
-    assert program.announced() == ["u"]
-
-
-@pytest.mark.slow
 def test_worker_and_every_other_process_of_a_server_run_the_step_once(
     server_world: ServerWorld, source: str, user: str, guid: str
 ) -> None:
@@ -201,7 +196,6 @@ def test_worker_and_every_other_process_of_a_server_run_the_step_once(
 # -- What began before the change ------------------------------------------
 
 
-@pytest.mark.slow
 def test_account_that_began_before_the_change_ends_with_the_steps_of_its_version(program: Changed) -> None:
     raised = "create_account_1" in (program.directory / "create_account.py").read_text()
     program.world.run("u", crash="after save 2")

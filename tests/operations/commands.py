@@ -148,23 +148,27 @@ def resolve(world: World, id_: str, result: object) -> None:
     connected(world, both)
 
 
-async def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) -> list[str]:
+def load(world: World, user: str, meanwhile: Callable[[list[str]], None]) -> list[str]:
     """Create accounts, eight at a time, until `meanwhile` returns. Returns their uuids."""
     uuids: list[str] = []
-    begun, enough = asyncio.Event(), asyncio.Event()
 
-    async def create(resonate: Resonate) -> None:
-        while not enough.is_set():
-            uuids.append(uuid := f"{user}-{len(uuids)}")
-            await start(resonate, uuid).result()
-            begun.set()
+    async def main(resonate: Resonate, __: Clients) -> None:
+        begun, enough = asyncio.Event(), asyncio.Event()
 
-    async with connect(Settings.read(world.env)) as (resonate, _), asyncio.TaskGroup() as creating:
-        for _ in range(8):
-            creating.create_task(create(resonate))
-        await begun.wait()
-        try:
-            await asyncio.to_thread(meanwhile, uuids)
-        finally:
-            enough.set()
+        async def create() -> None:
+            while not enough.is_set():
+                uuids.append(uuid := f"{user}-{len(uuids)}")
+                await start(resonate, uuid).result()
+                begun.set()
+
+        async with asyncio.TaskGroup() as creating:
+            for _ in range(8):
+                creating.create_task(create())
+            await begun.wait()
+            try:
+                await asyncio.to_thread(meanwhile, uuids)
+            finally:
+                enough.set()
+
+    connected(world, main)
     return uuids

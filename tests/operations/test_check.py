@@ -14,13 +14,13 @@ import pytest
 from ..conftest import HANG_S, World, free_port, quick_only
 from .commands import ABSENT, CONFLICT, EXISTS, STAGED, UNREFERENCED, Done, assert_verdict, commit, script, unstage
 
-#: Where a run was killed, the exit status of `check`, and what it says of the promise, the account and the row, and at last.
+#: Where a run was killed, the exit status of `check`, what it says of the promise, the account and the row, and its end.
 CHECKED: dict[str, tuple[str | None, int, str, str, str, str]] = {
     "exists": ("", EXISTS, "resolved, account GUID", "account GUID", "row with guid GUID", "exists"),
     "exists, pending": ("after write 3", EXISTS, "pending", "account GUID", "row with guid GUID", "exists: PENDING"),
     "staged": ("after save 2", STAGED, "pending", "no account", "row with guid GUID", "staged: PENDING"),
     "absent, pending": ("before write 2", ABSENT, "pending", "no account", "no row", "absent: PENDING"),
-    "absent": (None, ABSENT, "not found", "no account", "no row", "absent: PROMISE not found (never created, or lost); RERUN"),
+    "absent": (None, ABSENT, "not found", "no account", "no row", "absent: LOST; RERUN"),
 }  # fmt: skip
 
 
@@ -33,6 +33,7 @@ def test_check_prints_what_the_promise_and_both_stores_hold(world: World, user: 
     expected = f"PROMISE: {promise}\nTigerBeetle: {account}\n{world.reference}: {row}\n{verdict}\n"
     rerun = f"run python create_account.py -- {user}"
     words = {"PENDING": f"PROMISE is pending; to resume it, {rerun}", "RERUN": rerun}
+    words |= {"LOST": "PROMISE not found (never created, or lost)"}
     words |= {"PROMISE": f"promise create-account-{user}", "GUID": "".join(world.rows(user))}
     for word, text in words.items():
         expected = expected.replace(word, text)

@@ -42,7 +42,7 @@ def test_steps_of_a_panic_say_what_the_step_found(embedded_world: World, user: s
 def test_panic_is_repeated_until_the_account_is_adopted_and_after_its_row_is_lost(
     world: World, user: str, guid: str, account: str
 ) -> None:
-    """`check` and `halted` say so each time. Without an adoption, a rerun panics although both stores hold the account."""
+    """`check` and `halted` say so. Without an adoption, a rerun panics although both stores hold the account."""
     stage(world, user, guid)
     if account == "exists":
         commit(world, user, guid)

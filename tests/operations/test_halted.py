@@ -48,21 +48,6 @@ STRANGE: Mapping[str, tuple[Any, bool, str]] = {
 }
 
 
-@pytest.mark.parametrize("strange", STRANGE)
-def test_single_run_of_a_promise_that_cannot_be_executed_ends_with_one_line(
-    world: World, user: str, strange: str
-) -> None:
-    call, task, cause = STRANGE[strange]
-    create_promise(world, user, call, task=task)
-    single = world.run(user)
-    assert single.status == 1
-    line = single.err.splitlines()[-1]
-    assert line.startswith(f"cannot execute promise create-account-{user}: ")
-    assert cause in line
-    assert "stays pending" in line
-    assert world.rows(user) == world.accounts(user) == []
-
-
 @pytest.mark.parametrize("data", quick_only(["no base64"], SPOILED))
 @pytest.mark.parametrize("step", ["2", "3"])
 def test_single_run_whose_recorded_result_does_not_decode_claims_nothing_about_the_account(
@@ -80,20 +65,28 @@ def test_single_run_whose_recorded_result_does_not_decode_claims_nothing_about_t
     assert len(world.accounts(user)) == (step == "3")
 
 
-def test_backfill_counts_promises_that_cannot_be_executed_as_halted_and_creates_the_rest(
-    world: World, user: str
-) -> None:
-    """One of them has a recorded result that does not decode."""
+def test_promises_that_cannot_be_executed_are_halted_and_the_rest_is_created(world: World, user: str) -> None:
+    """A single run of each ends with the line that backfill prints. One has a recorded result that does not decode."""
     uuids = numbered(user, 10)
-    for uuid, (call, task, _) in zip(uuids[3:7], STRANGE.values(), strict=True):
-        create_promise(world, uuid, call, task=task)
+    causes = dict.fromkeys(uuids[7:8], "")
     world.run(uuids[7], crash="after save 2")
     spoil(world, f"{promise_id(uuids[7])}:2")
-    done = run(world, *uuids)
-    assert (done.status, list(done.accounts)) == (98, uuids[:3] + uuids[8:]), done.err
-    assert done.counts() == {"created": 5, "existing": 0, "halted": 5, "invalid": 0}
-    for uuid in uuids[3:8]:
-        assert f"cannot execute promise create-account-{uuid}: " in done.err
+    for uuid, (call, task, cause) in zip(uuids[3:7], STRANGE.values(), strict=True):
+        create_promise(world, uuid, call, task=task)
+        causes[uuid] = cause
+    many = run(world, *uuids)
+    assert (many.status, list(many.accounts)) == (98, uuids[:3] + uuids[8:]), many.err
+    assert many.counts() == {"created": 5, "existing": 0, "halted": 5, "invalid": 0}
+    for uuid, cause in causes.items():
+        single = world.run(uuid)
+        line = single.err.splitlines()[-1]
+        assert (single.status, single.out) == (1, "")
+        assert line.startswith(f"cannot execute promise {promise_id(uuid)}: ")
+        assert cause in line
+        assert "stays pending" in line
+        assert line in many.err.splitlines()
+        assert world.accounts(uuid) == []
+        assert not cause or world.rows(uuid) == []
 
 
 @pytest.mark.parametrize("strange", STRANGE)

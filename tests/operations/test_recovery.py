@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from resonate.resonate import Resonate
 
-from clients.settings import Settings
-from create_account import DEADLINE, create_account
-from operations.opening import connect
+from create_account import start
 
 from ..conftest import Replica, ServerWorld, World, quick_only, wait_until
 from .commands import (
@@ -22,6 +22,7 @@ from .commands import (
     assert_halted,
     assert_refused,
     assert_verdict,
+    connected,
     findings,
     load,
     stage,
@@ -31,79 +32,74 @@ from .test_documented_commands import NAMES, assert_done, documented
 
 
 @dataclass
-class Files:
-    """Backups of a world's files. Servers are stopped while their files are copied. PostgreSQL's rows are read."""
+class Backups:
+    """Backups of a world's stores. Servers are stopped while their files are copied. Rows are read."""
 
     world: World
     replica: Replica | None = None
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     def back_up(self, store: str) -> None:
-        if store == "SQLite" and self.world.reference == "PostgreSQL":
+        if store == "SQLite":
             self.rows = self.world.sql("SELECT uuid, guid FROM accounts")
             return
-        (self.world.directory / f"backup of {store}").mkdir()
-        with self._stopped(store):
-            for path in self._of(store):
-                shutil.copy(path, self.world.directory / f"backup of {store}")
+        with self._stopped(store) as files:
+            self._copies(store).mkdir()
+            for path in files:
+                shutil.copy(path, self._copies(store))
 
     def restore(self, store: str) -> None:
-        if store == "SQLite" and self.world.reference == "PostgreSQL":
+        if store == "SQLite":
             self.world.sql("DELETE FROM accounts")
             for row in self.rows:
-                self.world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, ?)", *row)
+                stage(self.world, *row)
             return
-        with self._stopped(store):
-            directory = self._of(store)[0].parent
-            for path in self._of(store):
+        with self._stopped(store) as files:
+            for path in files:
                 path.unlink()
-            for path in (self.world.directory / f"backup of {store}").iterdir():
-                shutil.copy(path, directory)
+            for path in self._copies(store).iterdir():
+                shutil.copy(path, files[0].parent)
 
-    def _of(self, store: str) -> list[Path]:
-        if store == "promises" and isinstance(self.world, ServerWorld):
-            return list(self.world.promises.glob("resonate.db*"))
-        if store == "TigerBeetle" and self.replica:
-            return list(self.replica.directory.glob("*.tigerbeetle"))
-        name = {"promises": "promises", "TigerBeetle": "ledger", "SQLite": "accounts"}[store]
-        return list(self.world.data.glob(f"{name}.db*"))
+    def _copies(self, store: str) -> Path:
+        return self.world.directory / f"backup of {store}"
 
     @contextlib.contextmanager
-    def _stopped(self, store: str) -> Iterator[None]:
+    def _stopped(self, store: str) -> Iterator[list[Path]]:
+        """Stop the server of the promises or of TigerBeetle, if there is one, and yield its files."""
         if store == "promises" and isinstance(self.world, ServerWorld):
             self.world.kill_resonate()
-            yield
+            yield list(self.world.promises.glob("resonate.db*"))
             self.world.restart_resonate()
         elif store == "TigerBeetle" and self.replica:
             self.replica.kill()
-            yield
+            yield list(self.replica.directory.glob("*.tigerbeetle"))
             self.replica.start()
         else:
-            yield
+            yield list(self.world.data.glob({"promises": "promises.db*", "TigerBeetle": "ledger.db*"}[store]))
 
 
 @pytest.fixture
-def files(world: World) -> Files:
-    """The files of a world. If it has a real TigerBeetle, only this test uses that."""
-    files = Files(world)
+def backups(world: World) -> Backups:
+    """If the world has a real TigerBeetle, only this test uses that."""
+    backups = Backups(world)
     if "TB_ADDRESS" in world.env:
         (own := world.directory / "own").mkdir()
-        files.replica = world.stack.enter_context(Replica.started(own))
-        world.env["TB_ADDRESS"] = files.replica.address
-    return files
+        backups.replica = world.stack.enter_context(Replica.started(own))
+        world.env["TB_ADDRESS"] = backups.replica.address
+    return backups
 
 
 @pytest.mark.slow
 def test_losing_sqlite_and_restoring_an_older_backup(world: World, user: str) -> None:
     """The missing rows are staged again, one by one. No account is created."""
     before = world.run(f"{user}-before").guid
-    files = Files(world)
-    files.back_up("SQLite")
+    backups = Backups(world)
+    backups.back_up("SQLite")
     after = world.run(f"{user}-after").guid
     world.run(f"{user}-during", crash="after write 3")
     [during] = world.rows(f"{user}-during")
 
-    files.restore("SQLite")
+    backups.restore("SQLite")
     assert world.run(f"{user}-before").guid == before
     assert world.run(f"{user}-after").guid == after  # the command asks TigerBeetle, not SQLite
     assert_halted(world, f"{user}-during", "ordering violated")
@@ -118,8 +114,6 @@ def test_losing_tigerbeetle(world: World, user: str, row: str) -> None:
     guid = world.run(user).guid
     world.lose_ledger()
     world.run(f"{user}-2")
-    run = world.run(user)
-    assert (run.status, run.out) == (98, "")
     if row == "lost, too":
         unstage(world, user)
         for again in (False, True):
@@ -131,18 +125,18 @@ def test_losing_tigerbeetle(world: World, user: str, row: str) -> None:
 
 
 @pytest.mark.slow
-def test_restoring_all_three_in_the_order_in_which_they_are_read(files: Files, user: str) -> None:
+def test_restoring_all_three_in_the_order_in_which_they_are_read(backups: Backups, user: str) -> None:
     """The order is promises, TigerBeetle, SQLite. So no restored store refers to data that the next one lacks."""
-    world, stores = files.world, ("promises", "TigerBeetle", "SQLite")
+    world, stores = backups.world, ("promises", "TigerBeetle", "SQLite")
     guids: dict[str, str] = {}
     for store in (*stores, "none"):
         guids[f"{store} created"] = world.run(f"{user} {store} created").guid
         world.run(f"{user} {store} staged", crash="after save 2")
         [guids[f"{store} staged"]] = world.rows(f"{user} {store} staged")
         if store != "none":
-            files.back_up(store)
+            backups.back_up(store)
     for store in stores:
-        files.restore(store)
+        backups.restore(store)
 
     # No account without its row, and no promise without its account.
     _, lines, count = findings(world)
@@ -170,26 +164,21 @@ def test_backing_up_in_that_order_while_accounts_are_created(embedded_world: Wor
             wait_until(lambda goal=goal: len(uuids) > goal)  # type: ignore[misc]
             assert_done(documented("backup", embedded_world, name=name))
 
-    uuids = asyncio.run(load(embedded_world, user, back_up))
+    uuids = load(embedded_world, user, back_up)
     for name in NAMES:
         assert_done(documented("restore", embedded_world, name=name))
 
     assert {line.partition(":")[0] for line in findings(embedded_world)[1]} <= {"staged"}
     rows = dict(embedded_world.sql("SELECT uuid, guid FROM accounts"))
-    halted = asyncio.run(rerun(embedded_world, uuids))
-    for uuid in halted:
+
+    async def rerun(resonate: Resonate, _: object) -> list[Any]:
+        return await asyncio.gather(*(start(resonate, uuid).result() for uuid in uuids), return_exceptions=True)
+
+    results = connected(embedded_world, rerun)
+    panics = {uuid: panic for uuid, panic in zip(uuids, results, strict=True) if isinstance(panic, BaseException)}
+    assert {getattr(panic, "condition", panic) for panic in panics.values()} <= {"SQLite exists_diff"}
+    for uuid in panics:
         assert_adopted(embedded_world, uuid, rows[uuid])
     number = len(uuids)
     assert findings(embedded_world) == (0, [], f"clean; {number} accounts, {number} rows, 0 in progress")
     assert dict(embedded_world.sql("SELECT uuid, guid FROM accounts")).items() >= rows.items()
-
-
-async def rerun(world: World, uuids: list[str]) -> list[str]:
-    """Run each uuid again. Returns those that are halted, because SQLite has their row."""
-    async with connect(Settings.read(world.env)) as (resonate, _):
-        run = resonate.options(timeout=DEADLINE).run
-        promises = [run(f"create-account-{uuid}", create_account, uuid).result() for uuid in uuids]
-        results = await asyncio.gather(*promises, return_exceptions=True)
-    panics = {uuid: panic for uuid, panic in zip(uuids, results, strict=True) if isinstance(panic, BaseException)}
-    assert {getattr(panic, "condition", panic) for panic in panics.values()} <= {"SQLite exists_diff"}
-    return list(panics)

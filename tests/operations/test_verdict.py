@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -45,36 +46,63 @@ def after(attempt: str, *stores: tuple[Any, Any] | tb.Account, existing: str | N
     return replace(state(None, *stores), promises=[REJECTED, Promise(SECOND, attempt, None, existing=existing)])
 
 
-#: What is found, the verdict, and words of the reason.
-VERDICTS: dict[str, tuple[AccountState, str, str]] = {
-    "both": (state(resolved(), ROW, OURS), "exists", ""),
-    "both, promise rejected": (state(REJECTED, ROW, OURS), "exists", ""),
-    "both, closed": (state(None, ROW, replace(OURS, flags=tb.AccountFlags.CLOSED)), "exists", ""),
-    "row only": (state(PENDING, ROW), "staged", ""),
-    "account only": (state(resolved(), OURS), "unreferenced", ""),
-    "nothing": (state(None), "absent", ""),
-    "nothing, promise rejected": (state(REJECTED), "absent", ""),
-    "another field": (state(None, ROW, replace(OURS, code=2)), "conflict", "account 1 has code 2, not 1"),
-    "another guid": (state(None, ("u", "2"), OURS), "conflict", "TigerBeetle holds account 1 for the uuid"),
-    "two accounts": (state(None, OURS, replace(OURS, id=2)), "conflict", "holds account 2 for the uuid"),
-    "two accounts and a row": (state(None, ROW, OURS, replace(OURS, id=2)), "conflict", "holds account 2"),
-    "row of another uuid": (state(None, ("v", "1"), OURS), "conflict", "SQLite stages guid 1 for uuid 'v'"),
-    "no guid": (state(None, ("u", "abc")), "conflict", "SQLite stages guid 'abc', which is not a valid account id"),
-    "account lost": (state(resolved(), ROW), "conflict", "is resolved, but TigerBeetle does not hold its account 1"),
-    "all lost": (state(resolved()), "conflict", "does not hold its account 1"),
-    "promise of another guid": (state(resolved("2"), ROW, OURS), "conflict", "does not hold its account 2"),
-    "promise of another uuid": (state(resolved(uuid="v"), ROW, OURS), "conflict", "is resolved for uuid 'v'"),
-    "attempt pending, account lost": (after("pending", ROW, existing="1"), "conflict", "does not hold its account 1"),
-    "attempt rejected, account lost": (after("rejected", ROW, existing="1"), "conflict", "does not hold its account 1"),
+AGAIN = "does not hold its account 1; restore TigerBeetle, or use `adopt --again`"
+RERUN, WAITS = "is pending; to resume it, run python create_account.py", "is pending and waits for batch b"
+THIRD = Attempt(promise_id("u", 3), ("u", "1"))
+NEW, STAGED, EXISTING = Attempt(SECOND, ("u",)), Attempt(SECOND, ("u", "1")), Attempt(SECOND, ("u", "1"), existing=True)
+STILL_EXISTING = replace(NEW, existing=True)  # a pending attempt has recorded its arguments
+
+#: What is found, the verdict, and what adopt does without and with --again: its attempt, or words of the refusal.
+STATES: dict[str, tuple[AccountState, str, Any, Any]] = {
+    "both, resolved": (state(resolved(), ROW, OURS), "exists", None, None),
+    "both, rejected": (state(REJECTED, ROW, OURS), "exists", EXISTING, EXISTING),
+    "both, closed": (state(REJECTED, ROW, replace(OURS, flags=tb.AccountFlags.CLOSED)), "exists", EXISTING, EXISTING),
+    "both, attempt pending": (after("pending", ROW, OURS, existing="1"), "exists", STILL_EXISTING, NEW),
+    "row, never requested": (state(None, ROW), "staged", "not found", "not found"),
+    "row, pending": (state(PENDING, ROW), "staged", RERUN, RERUN),
+    "row, claimed": (state(CLAIMED, ROW), "staged", WAITS, WAITS),
+    "row, rejected": (state(REJECTED, ROW), "staged", STAGED, "guid 1 is staged; run adopt without --again"),
+    "row, attempt pending": (after("pending", ROW), "staged", NEW, NEW),
+    "account, resolved": (state(resolved(), OURS), "unreferenced", EXISTING, EXISTING),
+    "account, rejected": (state(REJECTED, OURS), "unreferenced", EXISTING, EXISTING),
+    "nothing, never requested": (state(None), "absent", "not found", "not found"),
+    "nothing, rejected": (state(REJECTED), "absent", "nothing is staged", NEW),
+    "account lost": (state(resolved(), ROW), f"is resolved, but TigerBeetle {AGAIN}", AGAIN, STAGED),
+    "account lost, attempt pending": (after("pending", ROW, existing="1"), AGAIN, AGAIN, NEW),
+    "account lost, attempt rejected": (after("rejected", ROW, existing="1"), AGAIN, AGAIN, THIRD),
+    "promise of another guid": (state(resolved("2"), ROW, OURS), "does not hold its account 2", None, None),
+    "promise of another uuid": (state(resolved(uuid="v"), ROW, OURS), "is resolved for uuid 'v'", None, None),
 }
 
+#: The same for what adopt refuses, with or without --again, for the reason of the verdict.
+CONFLICTS = {
+    "another field": (state(REJECTED, ROW, replace(OURS, code=2)), "account 1 has code 2, not 1"),
+    "another guid": (state(REJECTED, ("u", "2"), OURS), "TigerBeetle holds account 1 for the uuid"),
+    "two accounts": (state(REJECTED, OURS, replace(OURS, id=2)), "holds account 2 for the uuid"),
+    "two accounts and a row": (state(REJECTED, ROW, OURS, replace(OURS, id=2)), "holds account 2"),
+    "row of another uuid": (state(REJECTED, ("v", "1"), OURS), "SQLite stages guid 1 for uuid 'v'"),
+    "no guid": (state(REJECTED, ("u", "abc")), "SQLite stages guid 'abc', which is not a valid account id"),
+    "all lost": (state(resolved()), "does not hold its account 1"),
+    "account lost, other guid staged": (state(resolved("2"), ROW), "does not hold its account 2"),
+}
+STATES |= {name: (found, reason, reason, reason) for name, (found, reason) in CONFLICTS.items()}
 
-@pytest.mark.parametrize("name", VERDICTS)
-def test_verdict_and_its_reason(name: str) -> None:
-    found, verdict, reason = VERDICTS[name]
-    assert found.verdict == verdict
-    assert bool(found.reasons()) == (verdict == "conflict")
-    assert reason in "; ".join(found.reasons())
+
+@pytest.mark.parametrize("name", STATES)
+def test_verdict_and_decision_of_adopt(name: str) -> None:
+    """The verdict is `conflict` if there is a reason."""
+    found, verdict, *decisions = STATES[name]
+    if found.reasons():
+        assert found.verdict == "conflict"
+        assert verdict.partition(";")[0] in "; ".join(found.reasons())
+    else:
+        assert found.verdict == verdict
+    for again, expected in zip((False, True), decisions, strict=True):
+        if isinstance(expected, str):
+            with pytest.raises(Refused, match=re.escape(expected)):
+                decide(found, again=again)
+        else:
+            assert decide(found, again=again) == expected
 
 
 BATCH = Promise("b", "pending", None)
@@ -95,50 +123,6 @@ def test_pending_promise_is_in_progress_if_something_will_settle_it(
     found: AccountState, waits_for: str, in_progress: bool
 ) -> None:
     assert (found.waits_for, found.in_progress) == (waits_for, in_progress)
-
-
-LOST = "does not hold its account 1; restore TigerBeetle, or use `adopt --again`"
-RESUMED = Attempt(SECOND, ("u",))
-STAGED, EXISTING = Attempt(SECOND, ("u", "1")), Attempt(SECOND, ("u", "1"), existing=True)
-
-#: What is found, and what adopt does without and with --again: its attempt, or words of the refusal.
-DECISIONS: dict[str, tuple[AccountState, Any, Any]] = {
-    "never requested": (state(None), "not found", "not found"),
-    "never requested, staged": (state(None, ROW), "not found", "not found"),
-    "pending": (state(PENDING, ROW), "is pending; to resume it, run", "is pending; to resume it, run"),
-    "claimed": (state(CLAIMED, ROW), "is pending and waits for batch b", "is pending and waits for batch b"),
-    "exists": (state(resolved(), ROW, OURS), None, None),
-    "exists, rejected": (state(REJECTED, ROW, OURS), EXISTING, EXISTING),
-    "staged": (state(REJECTED, ROW), STAGED, "guid 1 is staged; run adopt without --again"),
-    "unreferenced": (state(REJECTED, OURS), EXISTING, EXISTING),
-    "absent": (state(REJECTED), "nothing is staged", Attempt(SECOND, ("u",))),
-    "account lost": (state(resolved(), ROW), "restore TigerBeetle", STAGED),
-    "all lost": (state(resolved()), "does not hold its account 1", "does not hold its account 1"),
-    "lost, other guid staged": (state(resolved("2"), ROW), "hold its account 2", "hold its account 2"),
-    "conflict": (state(REJECTED, ("u", "2"), OURS), "holds account 1", "holds account 1"),
-    "attempt pending": (after("pending", ROW), RESUMED, RESUMED),
-    "attempt for an account that exists": (
-        after("pending", ROW, OURS, existing="1"), replace(RESUMED, existing=True), RESUMED
-    ),
-    "attempt for an account that TigerBeetle lost": (after("pending", ROW, existing="1"), LOST, RESUMED),
-    "attempt rejected, TigerBeetle lost the account": (
-        after("rejected", ROW, existing="1"), LOST, Attempt(promise_id("u", 3), ("u", "1"))
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["adopt", "adopt --again"])
-@pytest.mark.parametrize("name", DECISIONS)
-def test_decision_of_adopt(name: str, again: bool) -> None:
-    found, *expected = DECISIONS[name]
-    match expected[again]:
-        case None:
-            assert decide(found, again=again) is None
-        case str(words):
-            with pytest.raises(Refused, match=words):
-                decide(found, again=again)
-        case attempt:
-            assert decide(found, again=again) == attempt
 
 
 ADOPTED, PANICKED = (replace(promise, id=SECOND) for promise in (resolved(), REJECTED))

@@ -69,16 +69,21 @@ class Worker:
 
 
 @contextlib.contextmanager
-def worker(world: World, **env: str) -> Iterator[Worker]:
-    """Start a worker and wait until it listens."""
-    process = world.process("-m", "operations", "worker", env=env)
-    started = Worker(process)
+def starting_worker(world: World, *options: str, **env: str) -> Iterator[Worker]:
+    started = Worker(world.process("-m", "operations", "worker", *options, env=env))
     try:
-        wait_until(lambda: bool(started.said("serving")))
         yield started
     finally:
-        process.kill()
+        started.process.kill()
     assert not started.said("Traceback")
+
+
+@contextlib.contextmanager
+def worker(world: World, **env: str) -> Iterator[Worker]:
+    """Start a worker and wait until it listens."""
+    with starting_worker(world, **env) as started:
+        wait_until(lambda: bool(started.said("serving")))
+        yield started
 
 
 @contextlib.asynccontextmanager
@@ -117,14 +122,18 @@ def assert_exist(world: World, accounts: dict[str, str], uuids: list[str]) -> No
     assert_accounts_exist(world, accounts)
 
 
+def assert_created(world: World, *uuids: str) -> None:
+    """Check that a worker creates these accounts."""
+    assert_exist(world, ask(world, list(uuids)), list(uuids))
+
+
 # -- Requests --------------------------------------------------------------
 
 
 def test_program_with_a_resonate_sdk_creates_an_account(server_world: ServerWorld, user: str) -> None:
     with worker(server_world):
-        accounts = ask(server_world, [user])
-    assert_exist(server_world, accounts, [user])
-    assert server_world.run(user).guid == accounts[user], "a single run prints another guid"
+        assert_created(server_world, user)
+    assert [server_world.run(user).guid] == server_world.accounts(user), "a single run prints another guid"
 
 
 def test_caller_receives_the_panic(server_world: ServerWorld, user: str) -> None:
@@ -190,8 +199,7 @@ def test_worker_names_a_recorded_result_that_does_not_decode_once(server_world: 
 
     leased = leases()
     with worker(server_world, LEASE="1") as serving:
-        uuids = numbered(user, 20)
-        assert_exist(server_world, ask(server_world, uuids), uuids)
+        assert_created(server_world, *numbered(user, 20))
         wait_until(lambda: leases() >= leased + 2)  # it was offered again after the worker's first lease
         assert len(serving.said(f"cannot run create-account-{user}: ")) == 1
     assert server_world.accounts(user) == []
@@ -205,28 +213,23 @@ def some_are_staged(world: World, uuids: list[str]) -> bool:
     return len(staged.intersection(uuids)) > len(uuids) / 10
 
 
-def test_another_worker_finishes_the_tasks_of_a_killed_worker(server_world: ServerWorld, user: str) -> None:
-    uuids = numbered(user, 300)
-
-    async def main() -> dict[str, str]:
-        async with caller(server_world) as resonate:
-            started = [start(resonate, uuid) for uuid in uuids]
-            await asyncio.to_thread(wait_until, lambda: some_are_staged(server_world, uuids))
-            killed.end(signal.SIGKILL)
-            return await results(started)
-
-    with worker(server_world) as killed, worker(server_world):
-        accounts = asyncio.run(main())
-    assert_exist(server_world, accounts, uuids)
+LONG_LEASE = {"LEASE": str(10 * HANG_S)}
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT), (signal.SIGHUP, -signal.SIGHUP)]
+    ("number", "status", "env"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, {}),
+        (signal.SIGTERM, 0, LONG_LEASE),
+        (signal.SIGINT, -signal.SIGINT, LONG_LEASE),
+        (signal.SIGHUP, -signal.SIGHUP, LONG_LEASE),
+    ],
 )
-def test_stopping_worker_releases_its_tasks(
-    server_world: ServerWorld, user: str, number: signal.Signals, status: int
+def test_another_worker_finishes_the_tasks_of_a_worker_that_ends(
+    server_world: ServerWorld, user: str, number: signal.Signals, status: int, env: dict[str, str]
 ) -> None:
-    uuids, lease = numbered(user, 200), str(10 * HANG_S)
+    """After a kill the leases expire. A worker that stops releases its tasks, so their leases may be long."""
+    uuids = numbered(user, 300)
 
     async def main() -> dict[str, str]:
         async with caller(server_world) as resonate:
@@ -235,7 +238,7 @@ def test_stopping_worker_releases_its_tasks(
             assert ending.end(number) == status
             return await results(started)
 
-    with worker(server_world, LEASE=lease) as ending, worker(server_world, LEASE=lease):
+    with worker(server_world, **env) as ending, worker(server_world, **env):
         accounts = asyncio.run(main())
     assert_exist(server_world, accounts, uuids)
 
@@ -247,11 +250,15 @@ def test_worker_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
     assert "set RESONATE_URL" in line
 
 
+def away() -> dict[str, str]:
+    """Return the addresses of servers that are not there."""
+    return {"TB_ADDRESS": str(free_port()), "RESONATE_URL": f"http://127.0.0.1:{free_port()}"}
+
+
 @pytest.mark.parametrize("file", ["missing/healthy", ".", "pipe"])
 def test_health_file_that_cannot_be_written_ends_the_worker_before_it_serves(tmp_path: Path, file: str) -> None:
     os.mkfifo(tmp_path / "pipe")
-    away = {"TB_ADDRESS": str(free_port()), "RESONATE_URL": f"http://127.0.0.1:{free_port()}"}
-    done = script(World(tmp_path, away), "worker", "--health-file", file)
+    done = script(World(tmp_path, away()), "worker", "--health-file", file)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert line.startswith(f"cannot write --health-file {file}: ")
@@ -286,11 +293,8 @@ def test_worker_waits_at_its_start_for_each_store_and_for_the_server(server_worl
         rows = {"REFERENCE_URL": postgres.database(), "TB_ADDRESS": f"127.0.0.1:{port}"}
         postgres.stop(signal.SIGQUIT)
         world = PostgresServerWorld(server_world.directory, server_world.env | rows)
-        process = world.process(
-            "-m", "operations", "worker", "--health-file", str(health), env={"FIRST_ANSWER": "1", "PATIENCE": "1"}
-        )
-        later.callback(process.kill)
-        starting = Worker(process)
+        patience = {"FIRST_ANSWER": "1", "PATIENCE": "1"}
+        starting = later.enter_context(starting_worker(world, "--health-file", str(health), **patience))
         for store in ("PostgreSQL", "TigerBeetle"):
             wait_until(lambda store=store: any(store in line for line in starting.said("this process waits")))  # type: ignore[misc]
         postgres.start()
@@ -298,7 +302,7 @@ def test_worker_waits_at_its_start_for_each_store_and_for_the_server(server_worl
         wait_until(lambda: any("Resonate" in line for line in starting.said("this process waits")))
         assert not health.exists()
         server_world.restart_resonate()
-        assert_exist(world, ask(world, [user]), [user])
+        assert_created(world, user)
         assert len(starting.said("is available again")) == len(starting.said("this process waits")) == 3
         wait_until(health.exists)
         with postgres.frozen():
@@ -308,11 +312,11 @@ def test_worker_waits_at_its_start_for_each_store_and_for_the_server(server_worl
 
 
 def test_sigterm_ends_a_worker_that_waits_at_its_start(tmp_path: Path) -> None:
-    away = {"TB_ADDRESS": str(free_port()), "RESONATE_URL": f"http://127.0.0.1:{free_port()}", "FIRST_ANSWER": "0.1"}
-    world = World(tmp_path, {"DATA_DIR": str(tmp_path / "data")})
-    starting = Worker(world.process("-m", "operations", "worker", env=away))
-    wait_until(lambda: len(starting.said("this process waits")) == 2)
-    assert starting.end(signal.SIGTERM) == 0
+    with starting_worker(
+        World(tmp_path, away() | {"DATA_DIR": str(tmp_path / "data")}), FIRST_ANSWER="0.1"
+    ) as starting:
+        wait_until(lambda: len(starting.said("this process waits")) == 2)
+        assert starting.end(signal.SIGTERM) == 0
 
 
 def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerWorld, user: str) -> None:
@@ -320,7 +324,7 @@ def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerW
         server_world.resonate.kill()
         wait_until(lambda: bool(serving.said("did not answer")))
         server_world.restart_resonate()
-        assert_exist(server_world, ask(server_world, [user]), [user])
+        assert_created(server_world, user)
         wait_until(lambda: bool(serving.said("is available again")))
         assert len(serving.said()) == 3
 
@@ -352,7 +356,7 @@ def test_worker_still_receives_tasks_after_a_long_silence(server_world: ServerWo
     with worker(server_world, SILENCE="0.2"):
         before = connections()
         wait_until(lambda: connections() > before + 3)
-        assert_exist(server_world, ask(server_world, [user]), [user])
+        assert_created(server_world, user)
 
 
 def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(server_world: ServerWorld, user: str) -> None:
@@ -366,10 +370,9 @@ def test_worker_still_reaches_tigerbeetle_after_many_newer_clients(server_world:
             await asyncio.gather(*(client.close() for client in clients))
 
     with worker(server_world):
-        assert_exist(server_world, ask(server_world, [user]), [user])
+        assert_created(server_world, user)
         asyncio.run(crowd())
-        uuids = numbered(user, 50)
-        assert_exist(server_world, ask(server_world, uuids), uuids)
+        assert_created(server_world, *numbered(user, 50))
 
 
 def test_run_completes_if_its_promise_is_requested_before_it_exists(server_world: ServerWorld, user: str) -> None:
