@@ -10,7 +10,6 @@ the queries of a batch's owners, too. Those of one step come in the order of the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import itertools
@@ -197,7 +196,11 @@ class Handle:
     async def settle(self) -> None:
         if self.stored[0] == "pending":
             assert self.stored[1] not in self.lacks, "a task that this process can only give back"
-            self.stored = await Ask("record", self.promise, await self.program.execute(self.promise, *self.stored[1:]))
+            try:
+                ended = await self.program.execute(self.promise, *self.stored[1:])
+            except ValueError as error:
+                ended = ("rejected", str(error))
+            self.stored = await Ask("record", self.promise, ended)
 
     async def result(self) -> Any:
         return await handle_of(record_of(self.promise, self.stored)).result()
@@ -312,8 +315,6 @@ class Program:
             result = await self.workflows[name](Context(id_), *map(thawed, arguments))
         except Panic as panic:
             return "rejected", panic.condition
-        except ValueError as error:
-            return "rejected", str(error)
         if "guids" in result:
             return "resolved", tuple(result["guids"]), result["newest"]
         return "resolved", result["uuid"], result["guid"]
@@ -361,7 +362,13 @@ class Program:
         return self._positions[process]
 
     def _replay(self, process: Process) -> tuple[str, Any]:
-        with self._stand_ins(process):
+        """Run the process up to its next request, with its own ids, one request after another, and these batches."""
+        ids = itertools.count(process.fresh, 10)
+        with (
+            mock.patch.object(tb, "id", functools.partial(next, ids)),
+            mock.patch.object(asyncio, "gather", one_after_another),
+            mock.patch.object(starter, "complete", self._batches.complete),
+        ):
             command = getattr(self, process.command)(*process.arguments)
             began: dict[str, int] = {}
             try:
@@ -387,17 +394,6 @@ class Program:
         """
         kept = process.answers[: self._began.get(process)]
         return replace(process, answers=(*kept, result))
-
-    @contextlib.contextmanager
-    def _stand_ins(self, process: Process) -> Iterator[None]:
-        """Generate this process's ids, await one request after another, and use this program's batches."""
-        ids = itertools.count(process.fresh, 10)
-        with (
-            mock.patch.object(tb, "id", functools.partial(next, ids)),
-            mock.patch.object(asyncio, "gather", one_after_another),
-            mock.patch.object(starter, "complete", self._batches.complete),
-        ):
-            yield
 
 
 async def one_after_another(*requests: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -65,16 +65,33 @@ def test_crash_and_the_next_run(world: World, user: str, crash: str, steps: list
     assert_exists(world, user, run.guid)
 
 
-@pytest.mark.parametrize("crash", ["after save 2", pytest.param("after save 3", marks=pytest.mark.slow)])
-def test_lost_promises_with_a_staged_row_panic(world: World, user: str, crash: str) -> None:
+#: Where the run was killed, what is lost then, and the panic of the next run.
+LOST: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "the promises": ("", ("promises",), "{} exists_diff"),
+    "the promises, before the commit": ("after save 2", ("promises",), "{} exists_diff"),
+    "SQLite and the promises": ("", ("sqlite", "promises"), "ordering violated"),
+    "the row, after the commit": ("after write 3", ("row",), "ordering violated"),
+    "the row, before the commit": ("after save 2", ("row",), "ordering violated"),
+}
+
+
+def lose(world: World, user: str, lost: str) -> tuple[str, str]:
+    """Run, and lose this. Returns the panic of the next run, and the guid that was staged."""
+    crash, stores, panic = LOST[lost]
     world.run(user, crash=crash)
-    world.lose_promises()
-    [staged] = world.rows(user)
-    accounts = world.accounts(user)
-    held = f"with guid {staged}, and TigerBeetle holds {', '.join(accounts) or 'no account'}"
-    assert_halted(world, user, f"{world.reference} exists_diff", held)
-    assert world.rows(user) == [staged]
-    assert world.accounts(user) == accounts
+    [guid] = world.rows(user)
+    for store in stores:
+        unstage(world, user) if store == "row" else getattr(world, f"lose_{store}")()
+    return panic.format(world.reference), guid
+
+
+@pytest.mark.parametrize("lost", quick_only(list(LOST)[1:4], LOST))
+def test_loss_panics_and_nothing_is_written(world: World, user: str, lost: str) -> None:
+    panic, guid = lose(world, user, lost)
+    rows, accounts = world.rows(user), world.accounts(user)
+    held = f"TigerBeetle holds {', '.join(accounts) or 'no account'}"
+    assert_halted(world, user, panic, guid, f"with guid {guid}, and {held}" if rows else held)
+    assert (world.rows(user), world.accounts(user)) == (rows, accounts)
 
 
 def test_row_with_the_same_guid_is_committed(world: World, user: str, guid: str) -> None:
@@ -97,26 +114,6 @@ def test_account_with_the_same_guid_and_another_field_panics(world: World, user:
     # The row is staged by hand: with this uuid's account in TigerBeetle, step 2 would not stage it.
     stage(world, user, guid)
     assert_halted(world, user, "TigerBeetle exists_diff", guid, f"{field} ", guid=guid)
-
-
-def test_lost_sqlite_and_promises_panic_and_create_no_second_account(world: World, user: str) -> None:
-    guid = world.run(user).guid
-    world.lose_sqlite()
-    world.lose_promises()
-    assert_halted(world, user, "ordering violated", f"and TigerBeetle holds {guid}")
-    assert world.rows(user) == []
-    assert world.accounts(user) == [guid], "a second account"
-
-
-@pytest.mark.parametrize("crash", quick_only(["after write 3"], ["after save 2", "after write 3"]))
-def test_row_that_vanishes_before_the_commit_panics(world: World, user: str, crash: str) -> None:
-    world.run(user, crash=crash)
-    [guid] = world.rows(user)
-    accounts = world.accounts(user)
-    unstage(world, user)
-    held = guid if accounts else "no account"
-    assert_halted(world, user, "ordering violated", guid, f"TigerBeetle holds {held}")
-    assert world.accounts(user) == accounts, "committed without its row"
 
 
 @pytest.mark.slow

@@ -9,18 +9,15 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
-import io
 import json
 import os
 import pty
 import secrets
 import signal
-import sqlite3
 import struct
 import subprocess
 import termios
 import time
-import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -141,52 +138,38 @@ def test_many_invalid_lines_are_counted_and_not_named(embedded_world: World, use
     assert many.err.count("not named") == 1
 
 
-def table(values: list[str], file: Path) -> bytes:
-    with contextlib.closing(sqlite3.connect(file)) as db, db:
-        db.execute("CREATE TABLE list (uuid TEXT)")
-        db.executemany("INSERT INTO list VALUES (?)", [(value,) for value in values])
-    return file.read_bytes()
-
-
-def zipped(text: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("list", text)
-    return file.getvalue()
-
-
 NOT_FOUND = "<html>\r\n<head><title>404 Not Found</title></head>\r\n<body>\r\nnginx\r\n</body>\r\n</html>\r\n"
 
 
-def no_lists(directory: Path) -> dict[str, tuple[bytes, str]]:
-    """Return wrong files that people pass, and words of the refusal."""
-    uuids = [hashlib.sha1(b"%d" % number, usedforsecurity=False).hexdigest() for number in range(20)]
-    text = "".join(f"{uuid}\n" for uuid in uuids)
-    return {
-        "gzip": (gzip.compress(text.encode()), "line 1 of the input is not UTF-8 text"),
-        "bzip2": (bz2.compress(text.encode()), "is not UTF-8 text"),
-        "zip": (zipped(text.encode()), "is not UTF-8 text"),
-        "SQLite": (table(uuids, directory / "list.db"), "is not UTF-8 text"),
-        "UTF-16 with a byte order mark": (text.encode("utf-16"), "is not UTF-8 text"),
-        "UTF-16": (text.encode("utf-16-le"), "is not UTF-8 text"),
-        "UTF-32": (text.encode("utf-32-be"), "is not UTF-8 text"),
-        "Latin-1": ((text + "café\n").encode("latin-1"), "line 21 of the input is not UTF-8 text"),
-        "NUL between the uuids": (text.replace("\n", "\0").encode(), "is not UTF-8 text"),
-        "a list and then gzip": (text.encode() + gzip.compress(text.encode()), "line 21 of the input"),
-        "JSON lines": ("".join(f"{json.dumps({'uuid': uuid})}\n" for uuid in uuids).encode(), "begins with"),
-        "a JSON array": (json.dumps(uuids).encode(), "begins with"),
-        "a JSON array in lines": (json.dumps(uuids, indent=0).encode(), "begins with '['"),
-        "JSON texts": ("".join(f"{json.dumps(uuid)}\n" for uuid in uuids).encode(), "in quotes"),
-        "CSV with a header": (f"name,uuid\nAlice,{uuids[0]}\nBob,{uuids[1]}\n".encode(), "header, 'name,uuid'"),
-        "one column with a header": (f'"UUID"\r\n"{uuids[0]}"\r\n'.encode(), "header"),
-        "psql": (f"  uuid  \n--------\n {uuids[0]}\n(1 row)\n\n".encode(), "header, 'uuid'"),
-        "the output of a backfill": ("".join(f"{uuid}\t1\n" for uuid in uuids).encode(), "20 of its first 20 lines"),
-        "an answer of a web server": (NOT_FOUND.encode(), "begins with '<html>'"),
-    }
+UUIDS = [hashlib.sha1(b"%d" % number, usedforsecurity=False).hexdigest() for number in range(20)]
+TEXT = "".join(f"{uuid}\n" for uuid in UUIDS)
+
+#: Wrong files that people pass, and words of the refusal.
+NO_LISTS: dict[str, tuple[bytes, str]] = {
+    "gzip": (gzip.compress(TEXT.encode()), "line 1 of the input is not UTF-8 text"),
+    "bzip2": (bz2.compress(TEXT.encode()), "is not UTF-8 text"),
+    "zip": (b"PK\x03\x04" + bytes(26), "is not UTF-8 text"),
+    "SQLite": (b"SQLite format 3\0" + bytes(84), "is not UTF-8 text"),
+    "UTF-16 with a byte order mark": (TEXT.encode("utf-16"), "is not UTF-8 text"),
+    "UTF-16": (TEXT.encode("utf-16-le"), "is not UTF-8 text"),
+    "UTF-32": (TEXT.encode("utf-32-be"), "is not UTF-8 text"),
+    "Latin-1": ((TEXT + "café\n").encode("latin-1"), "line 21 of the input is not UTF-8 text"),
+    "NUL between the uuids": (TEXT.replace("\n", "\0").encode(), "is not UTF-8 text"),
+    "a list and then gzip": (TEXT.encode() + gzip.compress(TEXT.encode()), "line 21 of the input"),
+    "JSON lines": ("".join(f"{json.dumps({'uuid': uuid})}\n" for uuid in UUIDS).encode(), "begins with"),
+    "a JSON array": (json.dumps(UUIDS).encode(), "begins with"),
+    "a JSON array in lines": (json.dumps(UUIDS, indent=0).encode(), "begins with '['"),
+    "JSON texts": ("".join(f"{json.dumps(uuid)}\n" for uuid in UUIDS).encode(), "in quotes"),
+    "CSV with a header": (f"name,uuid\nAlice,{UUIDS[0]}\nBob,{UUIDS[1]}\n".encode(), "header, 'name,uuid'"),
+    "one column with a header": (f'"UUID"\r\n"{UUIDS[0]}"\r\n'.encode(), "header"),
+    "psql": (f"  uuid  \n--------\n {UUIDS[0]}\n(1 row)\n\n".encode(), "header, 'uuid'"),
+    "the output of a backfill": ("".join(f"{uuid}\t1\n" for uuid in UUIDS).encode(), "20 of its first 20 lines"),
+    "an answer of a web server": (NOT_FOUND.encode(), "begins with '<html>'"),
+}
 
 
 def test_input_that_is_no_list_is_refused_before_the_first_account(embedded_world: World) -> None:
-    for name, (content, words) in no_lists(embedded_world.directory).items():
+    for name, (content, words) in NO_LISTS.items():
         refused = run(embedded_world, content, end=b"")
         assert (refused.status, refused.shown) == (2, []), name
         [_, line] = refused.err.splitlines()  # the first one says that this is embedded mode
@@ -368,19 +351,17 @@ def test_outage_ends_backfill_with_one_line_and_a_rerun_resumes(embedded_world: 
     assert list(run(embedded_world, "1", "2", "3").accounts) == ["1", "2", "3"]
 
 
-def test_backfill_waits_while_the_resonate_server_fails(world: World, user: str) -> None:
+def test_backfill_waits_while_the_resonate_server_fails(server_world: ServerWorld, user: str) -> None:
     """The server's database is locked, so it answers with status 500. No account is given up."""
-    if not isinstance(world, ServerWorld):
-        pytest.skip("this world has no Resonate server")
     uuids = numbered(user, 100)
-    log = world.promises / "resonate.log"
-    with backfill(world) as process:
-        with locked(world.promises / "resonate.db"):
+    log = server_world.promises / "resonate.log"
+    with backfill(server_world) as process:
+        with locked(server_world.promises / "resonate.db"):
             process.write(*uuids)
             wait_until(lambda: b"failed with internal error" in log.read_bytes())
         many = done(process, *process.communicate(timeout=HANG_S))
     assert (many.status, list(many.accounts)) == (0, uuids)
-    assert_accounts_exist(world, many.accounts)
+    assert_accounts_exist(server_world, many.accounts)
 
 
 def test_progress_bar_is_drawn_if_stderr_is_a_terminal(embedded_world: World) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ..conftest import ROOT, World, completed, numbered, quick_only
 from .backfills import run
 from .commands import Done, findings
-from .test_layouts import contents
+from .test_check import contents
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
 BLOCKS = dict(re.findall(r"```sh (?!worker)(\w+)\n(.*?)```", DOCUMENT, re.DOTALL))  # test_readme.py runs the other

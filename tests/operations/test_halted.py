@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from resonate.types import Value
 
-import create_account
 from clients.account import promise_id
-from clients.settings import Settings
-from operations import halted
 from operations.batch import batch_id, register
 
 from ..clients.commands import command
@@ -155,23 +151,6 @@ def test_halted_lists_each_halted_account_with_its_reason(world: World, user: st
     [line] = [line for line in lines if lacked in line]
     assert "is pending and cannot be executed: function not found: create_account (version 7)" in line
     assert count == "2 halted, 1 adopted"
-
-
-def test_pending_account_of_a_second_registered_version_is_not_halted(
-    embedded_world: World, user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As docs/operations.md registers it: 'Changing the steps'."""
-    create_promise(embedded_world, user, LACKED | {"version": 2}, task=True)
-    settings, register = Settings.read(embedded_world.env), create_account.register
-
-    def register_both(resonate: Resonate, *stores: Any) -> None:
-        register(resonate, *stores)
-        resonate.register(create_account.create_account, name="create_account", version=2)
-
-    assert asyncio.run(halted.run(settings)) == 98
-    monkeypatch.setattr(create_account, "register", register_both)
-    assert asyncio.run(halted.run(settings)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 halted, 0 adopted"
 
 
 def test_promise_whose_row_in_promises_db_is_not_json_is_halted_and_stops_no_other_account(
