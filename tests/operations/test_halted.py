@@ -15,7 +15,7 @@ from operations.batch import batch_id, register
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
 from .backfills import run
-from .commands import DEADLINE_MS, SPOILED, assert_adopted, assert_verdict, connected, halt, resolve, script, spoil
+from .commands import DEADLINE_MS, SPOILED, assert_adopted, assert_verdict, connected, halt, script, spoil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,15 +120,6 @@ def test_rejected_promise_whose_message_does_not_decode_is_halted(world: World, 
     listed = [line for line in script(world, "halted").stdout.splitlines() if user in line]
     assert listed == [f"halted: create-account-{user} is rejected; more: python -m operations check -- {user}"]
     assert_adopted(world, user, again=True)
-
-
-def test_settled_promise_without_a_task_is_an_answer(world: World, user: str) -> None:
-    """As an operator's `resonate promises resolve` leaves it."""
-    guid = world.run(f"{user}-other").guid
-    resolve(world, promise_id(user), {"uuid": user, "guid": guid})
-    single = world.run(user)
-    assert single.status == 98
-    assert f"create-account-{user} is resolved, but TigerBeetle does not hold its account {guid}" in single.err
 
 
 def test_halted_lists_each_halted_account_with_its_reason(world: World, user: str) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from clients.promises.store_pin import LIFETIME_MS, Identity, pin
 from clients.settings import Settings
 from operations.opening import open_promises
 
-from ..conftest import HANG_S, PostgresServerWorld, ServerWorld, World, needs, numbered
+from ..conftest import HANG_S, PostgresServerWorld, ServerWorld, World, numbered
 from .backfills import run
 from .commands import Done, assert_adopted, halt, script
 from .test_worker import worker
@@ -28,17 +26,12 @@ MISMATCH = "promise create-account_reference-1 records store"
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+def shared(request: pytest.FixtureRequest, server_world: ServerWorld) -> ServerWorld:
     """A world with a Resonate server of its own."""
-    needs("resonate")
-    env = {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address}
-    world = ServerWorld(tmp_path, env)
-    if request.param == "PostgreSQL":
-        env["REFERENCE_URL"] = request.getfixturevalue("postgres").database()
-        world = PostgresServerWorld(tmp_path, env)
-    with world.stack:
-        world.start_resonate()
-        yield world
+    if request.param == "SQLite":
+        return server_world
+    rows = {"REFERENCE_URL": request.getfixturevalue("postgres").database()}
+    return PostgresServerWorld(server_world.directory, server_world.env | rows)
 
 
 @pytest.fixture
