@@ -153,6 +153,7 @@ def test_adoption_runs_the_step_once(program: Changed, guid: str, found: str, po
     if found == "a lost account":
         guid = world.run("u").guid
         world.lose_ledger()
+        assert world.accounts("u") == []  # this makes the empty file
     else:
         halt(world, "u")
     if found in ("a row", "both"):

@@ -12,13 +12,9 @@ from .explorer import ANOTHER_HOST, BATCH_FAULTS, FAULTS, Scope, explore, scope_
 #: What no step can prevent, as docs/operations.md says. Each pair hides the first account from the second attempt:
 #: the row is lost after its last read and before TigerBeetle commits, and another attempt has another guid.
 UNPREVENTABLE = {
-    frozenset(pair): {"second account"}
-    for pair in (
-        ("promises wiped", "SQLite lost"),
-        ("promises wiped", "SQLite rolled back"),
-        ("SQLite lost", "second id"),
-        ("SQLite rolled back", "second id"),
-    )
+    frozenset((another_guid, row_lost)): {"second account"}
+    for another_guid in ("promises wiped", "second id")
+    for row_lost in ("SQLite lost", "SQLite rolled back")
 }
 
 ONE, TWO = ("u",), ("u", "v")

@@ -80,6 +80,11 @@ def promise_of(world: World, id_: str) -> Promise | None:
     return asyncio.run(read())
 
 
+def state_of(world: World, id_: str) -> str:
+    promise = promise_of(world, id_)
+    return "not found" if promise is None else promise.state
+
+
 def cancel(world: World, id_: str) -> None:
     """Cancel a promise, as an operator does."""
     connected(world, lambda resonate, _: resonate.promises.cancel(id_, Value(data=None)))

@@ -30,7 +30,7 @@ from operations.backfill import decode, read_lines
 
 from ..conftest import HANG_S, ServerWorld, World, assert_accounts_exist, locked, numbered, quick_only, wait_until
 from .backfills import backfill, done, run
-from .commands import connected
+from .commands import connected, stage
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -90,7 +90,7 @@ def test_killed_backfill_prints_the_whole_result_on_a_rerun(world: World, user: 
 
 def test_panic_halts_only_its_own_account(world: World, user: str) -> None:
     uuids = numbered(user, 10)
-    world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", uuids[4])
+    stage(world, uuids[4], "1")
     many = run(world, *uuids, "")
     assert many.status == 98, "a halted account outranks the invalid line"
     assert list(many.accounts) == uuids[:4] + uuids[5:]

@@ -20,7 +20,7 @@ from operations.batch import batch_id, create_accounts, register
 
 from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS, left_to_do
-from .backfills import cancel, killed, promise_of, run
+from .backfills import cancel, killed, promise_of, run, state_of
 from .commands import assert_adopted, commit, connected, resolve, script, stage, unstage
 from .test_worker import worker
 
@@ -123,11 +123,6 @@ def test_worker_that_does_not_know_batches_leaves_the_batch_to_others(server_wor
         assert state_of(server_world, batch_id(uuids)) == "pending"
         assert server_world.run(uuids[0]).status == 0
     assert_all_exist(server_world, uuids)
-
-
-def state_of(world: World, id_: str) -> str:
-    promise = promise_of(world, id_)
-    return "not found" if promise is None else promise.state
 
 
 def test_single_run_that_starts_before_the_claim_waits_for_the_batch(server_world: ServerWorld, user: str) -> None:

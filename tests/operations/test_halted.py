@@ -18,8 +18,6 @@ from .backfills import run
 from .commands import DEADLINE_MS, SPOILED, assert_adopted, assert_verdict, connected, halt, script, spoil
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from resonate.resonate import Resonate
 
     from operations.opening import Clients
@@ -36,7 +34,7 @@ def create_promise(world: World, uuid: str, call: Any, *, task: bool) -> None:
 
 
 #: What another program can have created under the id of a uuid's promise, and what a run says.
-STRANGE: Mapping[str, tuple[Any, bool, str]] = {
+STRANGE: dict[str, tuple[Any, bool, str]] = {
     "a version that this program lacks": (LACKED, True, "function not found"),
     "a function that this program lacks": (LACKED | {"func": "other"}, True, "other"),
     "no function": ({"hello": 1}, True, "invalid task data"),

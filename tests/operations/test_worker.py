@@ -46,8 +46,8 @@ from ..conftest import (
 )
 from ..postgres import Postgres
 from ..processes import Process
-from .backfills import backfill, done, promise_of, run
-from .commands import DEADLINE_MS, script, spoil
+from .backfills import backfill, done, run, state_of
+from .commands import DEADLINE_MS, script, spoil, stage
 
 TARGET = "poll://any@create-account"
 
@@ -146,7 +146,7 @@ def test_program_with_a_resonate_sdk_creates_an_account(server_world: ServerWorl
 
 
 def test_caller_receives_the_panic(server_world: ServerWorld, user: str) -> None:
-    server_world.sql("INSERT INTO accounts (uuid, guid) VALUES (?, '1')", user)
+    stage(server_world, user, "1")
     with worker(server_world), pytest.raises(Panic) as panic:
         ask(server_world, [user])
     single = server_world.run(user)
@@ -199,9 +199,7 @@ def test_task_that_a_worker_cannot_run_stays_pending_and_is_not_retried_in_a_loo
             assert_created(server_world, uuid)
         for uuid in calls:
             assert len(serving.said(f"cannot run {promise_id(uuid)}")) == 1, "tried again within one lease"
-            promise = promise_of(server_world, promise_id(uuid))
-            assert promise is not None
-            assert promise.state == "pending"
+            assert state_of(server_world, promise_id(uuid)) == "pending"
 
 
 def test_worker_names_a_recorded_result_that_does_not_decode_once(server_world: ServerWorld, user: str) -> None:
