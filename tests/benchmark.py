@@ -38,9 +38,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import tigerbeetle as tb
 
@@ -54,14 +52,12 @@ from operations.batch import create_batch
 from operations.commands import CHUNK
 from operations.opening import connect
 
-Create = Callable[[str], Awaitable[Any]]
-
 ROOT = Path(__file__).resolve().parent.parent
 
 # -- Contenders ------------------------------------------------------------
 
 
-async def raw(count: int, in_flight: int) -> list[float]:
+async def raw(count: int, in_flight: int) -> float:
     settings = Settings.read(os.environ)
     address = settings.tb_address
     ledger = (
@@ -81,12 +77,12 @@ async def raw(count: int, in_flight: int) -> list[float]:
             [result] = await ledger.create_accounts([account_of(uuid, str(guid))])
             assert result.status == tb.CreateAccountStatus.CREATED
 
-        done = await timed(create, count, in_flight)
+        spent_s = await timed(create, count, in_flight)
     await ledger.close()
-    return done
+    return spent_s
 
 
-async def durable(count: int, in_flight: int) -> list[float]:
+async def durable(count: int, in_flight: int) -> float:
     async with connect(Settings.read(os.environ)) as (resonate, _):
 
         async def create(uuid: str) -> None:
@@ -95,37 +91,27 @@ async def durable(count: int, in_flight: int) -> list[float]:
         return await timed(create, count, in_flight)
 
 
-async def batch(count: int, _: int) -> list[float]:
+async def batch(count: int, _: int) -> float:
+    uuids = [str(uuid.uuid4()) for _ in range(count)]
     async with connect(Settings.read(os.environ)) as (resonate, clients):
-        prefix, done = uuid.uuid4().hex, list[float]()
         started = time.perf_counter()
-        while len(done) < count:
-            numbers = range(len(done), min(len(done) + CHUNK, count))
-            uuids = [f"{prefix}-{number}" for number in numbers]
-            _, guids = await create_batch(uuids, resonate, clients)
+        for first in range(0, count, CHUNK):
+            _, guids = await create_batch(uuids[first : first + CHUNK], resonate, clients)
             assert None not in guids
-            done += [time.perf_counter() - started] * len(uuids)
-        return done
+        return time.perf_counter() - started
 
 
-async def timed(create: Create, count: int, in_flight: int) -> list[float]:
-    """Return when each account was done, in seconds from the start."""
-    prefix, done = uuid.uuid4().hex, list[float]()
-    numbers = iter(range(count))
+async def timed(create: Callable[[str], Awaitable[object]], count: int, in_flight: int) -> float:
+    """Create the accounts, and return the seconds that it took."""
+    uuids = iter([str(uuid.uuid4()) for _ in range(count)])
     started = time.perf_counter()
 
     async def lane() -> None:
-        for number in numbers:
-            await create(f"{prefix}-{number}")
-            done.append(time.perf_counter() - started)
+        for each in uuids:
+            await create(each)
 
     await asyncio.gather(*(lane() for _ in range(in_flight)))
-    return done
-
-
-def contend(name: str, count: int, in_flight: int) -> None:
-    done = asyncio.run({"raw": raw, "durable": durable, "batch": batch}[name](count, in_flight))
-    print(len(done) / done[-1])
+    return time.perf_counter() - started
 
 
 # -- Measuring -------------------------------------------------------------
@@ -136,14 +122,8 @@ def seconds(env: dict[str, str], *command: str) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as new:
         env = {"DATA_DIR": new} | env
         started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-        )
-        return time.perf_counter() - started, done.stdout.decode()
-
-
-def contender(name: str, count: int, in_flight: int) -> list[str]:
-    return ["-m", "tests.benchmark", "--contender", name, "--count", str(count), "--in-flight", str(in_flight)]
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        return time.perf_counter() - started, done.stdout
 
 
 @contextlib.contextmanager
@@ -152,7 +132,7 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
     # Not for the contenders.
     import pytest  # noqa: PLC0415
 
-    from .conftest import free_port, resonate_server, tigerbeetle_server  # noqa: PLC0415
+    from .conftest import Replica, free_port, resonate_server  # noqa: PLC0415
     from .postgres import Postgres  # noqa: PLC0415
 
     ours = ("TB_ADDRESS", "REFERENCE_URL", "RESONATE_URL", "RESONATE_HOST", "DATA_DIR")
@@ -162,7 +142,7 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         address, url = os.environ.get("TB_ADDRESS"), os.environ.get("RESONATE_URL")
         if address is None and shutil.which("tigerbeetle"):
-            address = stack.enter_context(tigerbeetle_server(directory, development=False))
+            address = stack.enter_context(Replica.started(directory, development=False)).address
         if address is not None:
             found["TigerBeetle"] = env = env | {"TB_ADDRESS": address}
             with contextlib.suppress(pytest.skip.Exception):  # there is no PostgreSQL
@@ -181,42 +161,31 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
         yield found
 
 
-@dataclass
-class Line:
-    place: str
-    name: str
-    in_flight: int
-    count: int
-    rates: list[float] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        return statistics.median(self.rates)
-
-
 def table(found: dict[str, dict[str, str]], count: int, rounds: int) -> None:
-    lines = [
-        Line(place, name, in_flight, accounts)
+    few = count // 5 + 2
+    lines = {
+        (place, name, in_flight, accounts): list[float]()
         for place in found
         for name, in_flight, accounts in (
-            ("raw", 1, count // 5 + 2),
-            ("durable", 1, count // 5 + 2),
+            ("raw", 1, few),
+            ("durable", 1, few),
             ("raw", IN_FLIGHT_MAX, count),
             ("durable", IN_FLIGHT_MAX, count),
             ("batch", IN_FLIGHT_MAX, 10 * count),
         )
-        if " and " not in place or name in ("durable", "batch")
-    ]
+        if name != "raw" or " and " not in place
+    }
     for _ in range(rounds):
-        for line in lines:
-            _, rate = seconds(found[line.place], *contender(line.name, line.count, line.in_flight))
-            line.rates.append(float(rate))
+        for (place, name, in_flight, accounts), rates in lines.items():
+            options = ["--contender", name, "--count", str(accounts), "--in-flight", str(in_flight)]
+            rates.append(float(seconds(found[place], "-m", "tests.benchmark", *options)[1]))
     print(f"\nMedians of {rounds} rounds.\n\n| on | contender | accounts | in flight | accounts/s | to raw |")
     print("|---|---|---|---|---|---|")
-    raws = {(line.place, line.in_flight): line.rate for line in lines if line.name == "raw"}
-    for line in lines:
-        ratio = line.rate / raws[line.place.partition(" and ")[0], line.in_flight]
-        print(f"| {line.place} | {line.name} | {line.count:,} | {line.in_flight} | {line.rate:,.0f} | {ratio:.2f} |")
+    medians = {line: statistics.median(rates) for line, rates in lines.items()}
+    raws = {(place, in_flight): rate for (place, name, in_flight, _), rate in medians.items() if name == "raw"}
+    for (place, name, in_flight, accounts), rate in medians.items():
+        ratio = rate / raws[place.partition(" and ")[0], in_flight]
+        print(f"| {place} | {name} | {accounts:,} | {in_flight} | {rate:,.0f} | {ratio:.2f} |")
 
 
 PLAIN = """
@@ -257,7 +226,8 @@ def main() -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an unexpected error")
     arguments = parser.parse_args()
     if arguments.contender:
-        contend(arguments.contender, arguments.count, arguments.in_flight)
+        contender = {"raw": raw, "durable": durable, "batch": batch}[arguments.contender]
+        print(arguments.count / asyncio.run(contender(arguments.count, arguments.in_flight)))
         return 0
     print(
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}, "

@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 import tigerbeetle as tb
 
@@ -39,7 +38,7 @@ from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.postgres import TABLES
 
 from . import opened_files
-from .postgres import Postgres
+from .postgres import Postgres, fetch
 from .processes import Process
 
 if TYPE_CHECKING:
@@ -66,33 +65,25 @@ def wait_until(ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def environ() -> dict[str, str]:
+    """Return the environment without the settings of whoever runs the tests."""
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
+
+
 def completed(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, and return its output."""
     return subprocess.run(command, capture_output=True, text=True, timeout=5 * HANG_S, check=False, **options)
 
 
 @contextlib.contextmanager
-def server(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+def server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, cwd=log.parent, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, cwd=log.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             yield process
         finally:
             process.kill()
             process.wait()
-
-
-@contextlib.contextmanager
-def tigerbeetle_server(directory: Path, *, development: bool = True) -> Iterator[str]:
-    """Start a replica with an empty ledger in `directory` and yield its address.
-
-    `development`: with less memory, and with 251 instead of 8,189 accounts in a request.
-    """
-    format_ledger(directory, development=development)
-    with tigerbeetle_replica(directory, port := free_port(), development=development):
-        yield f"127.0.0.1:{port}"
 
 
 def format_ledger(directory: Path, *, development: bool = True) -> None:
@@ -112,19 +103,23 @@ def tigerbeetle_replica(directory: Path, port: int, *, development: bool = True)
 
 @dataclass
 class Replica:
-    """A TigerBeetle that only one test uses. It can be paused, killed and started again."""
+    """A TigerBeetle with an empty ledger. It can be paused, killed and started again.
+
+    `development`: with less memory, and with 251 instead of 8,189 accounts in a request.
+    """
 
     directory: Path
-    port: int
+    development: bool
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] = field(init=False)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls, directory: Path) -> Iterator[Replica]:
+    def started(cls, directory: Path, *, development: bool = True) -> Iterator[Replica]:
         needs("tigerbeetle")
-        format_ledger(directory)
-        replica = cls(directory, free_port())
+        format_ledger(directory, development=development)
+        replica = cls(directory, development)
         with replica.stack:
             replica.start()
             yield replica
@@ -134,7 +129,8 @@ class Replica:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.process = self.stack.enter_context(tigerbeetle_replica(self.directory, self.port))
+        replica = tigerbeetle_replica(self.directory, self.port, development=self.development)
+        self.process = self.stack.enter_context(replica)
 
     def kill(self) -> None:
         self.process.kill()
@@ -147,15 +143,13 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def resonate_server(directory: Path, port: int, redelivery_ms: int = 2000) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a Resonate server with its promises in `directory`.
-
-    `redelivery_ms`: when the server offers a task again that no process has accepted.
-    """
+def resonate_server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Resonate server with its promises in `directory`."""
     url = f"http://127.0.0.1:{port}"
     options = ["--server-bind", "127.0.0.1", "--server-port", str(port), "--server-url", url]
-    tasks = ["--observability-metrics-port", "0", "--tasks-retry-timeout", str(redelivery_ms)]
     storage = ["--storage-type", "sqlite", "--storage-sqlite-path", str(directory / "resonate.db")]
+    # Milliseconds after which the server offers a task again that no process has accepted.
+    tasks = ["--tasks-retry-timeout", os.environ.get("RESONATE_TASKS__RETRY_TIMEOUT", "2000")]
 
     def ready() -> bool:
         try:
@@ -164,7 +158,7 @@ def resonate_server(directory: Path, port: int, redelivery_ms: int = 2000) -> It
         except OSError:
             return False
 
-    command = ["resonate", "serve", *options, *tasks, *storage]
+    command = ["resonate", "serve", *options, *storage, *tasks, "--observability-metrics-port", "0"]
     with server(command, directory / "resonate.log") as process:
         wait_until(ready)
         yield process
@@ -224,18 +218,17 @@ class World:
         return self.env["REFERENCE_URL"].rpartition("/")[2]
 
     def environ(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        return clean | {"PYTHONPATH": str(ROOT)} | self.env
+        return environ() | {"PYTHONPATH": str(ROOT)} | self.env
 
     def process(self, *arguments: str, env: Mapping[str, str] | None = None, **streams: int | None) -> Process:
         """Start `create_account.py` with these arguments, or `-m operations` and an operator's command."""
         return Process(*arguments, env=self.environ() | dict(env or {}), cwd=self.directory, **streams)
 
-    def start(self, uuid: str, **env: str) -> Process:
+    def start(self, uuid: str, *options: str, **env: str) -> Process:
         """Start the command with the crash points of `crash.py`, which explains the variables of `env`."""
         self.steps_file.write_text("")
         watched = {"STEPS_FILE": str(self.steps_file)} | ({"LEASE": "2"} if "RESONATE_URL" in self.env else {})
-        return self.process("--", uuid, env=watched | env)
+        return self.process(*options, "--", uuid, env=watched | env)
 
     def finish(self, process: Process) -> Run:
         try:
@@ -253,9 +246,9 @@ class World:
         return run
 
     @contextlib.contextmanager
-    def paused_at(self, uuid: str, point: str, **env: str) -> Iterator[Process]:
+    def paused_at(self, uuid: str, point: str, *options: str, **env: str) -> Iterator[Process]:
         """Start the command and hold it at the point. It continues at the end of the block."""
-        process, file = self.start(uuid, PAUSE=point, **env), self.steps_file.with_name("paused")
+        process, file = self.start(uuid, *options, PAUSE=point, **env), self.steps_file.with_name("paused")
         wait_until(file.exists)
         try:
             yield process
@@ -281,13 +274,6 @@ class World:
         return [str(account.id) for account in self.ledger(lambda client: client.query_accounts(accounts_query(uuid)))]
 
     def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
-        uuids = list(uuids)
-
-        def ask(client: tb.ClientSync) -> dict[str, list[str]]:
-            return {
-                uuid: [str(account.id) for account in client.query_accounts(accounts_query(uuid))] for uuid in uuids
-            }
-
         def scan(client: tb.ClientSync) -> dict[str, list[str]]:
             owned: dict[int, list[str]] = {}
             newest = 0
@@ -297,7 +283,7 @@ class World:
                     owned.setdefault(account.user_data_128, []).append(str(account.id))
             return {uuid: owned.get(owner_of(uuid), []) for uuid in uuids}
 
-        return self.ledger(ask if len(uuids) < 10_000 else scan)
+        return self.ledger(scan)
 
     def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
         with tb.ClientSync(cluster_id=0, replica_addresses=self.env["TB_ADDRESS"]) as client:
@@ -314,10 +300,9 @@ class World:
             file.unlink()
 
     def lose_ledger(self) -> None:
-        needs("tigerbeetle")
         empty = self.directory / "empty"
         empty.mkdir()
-        self.env["TB_ADDRESS"] = self.stack.enter_context(tigerbeetle_server(empty))
+        self.env["TB_ADDRESS"] = self.stack.enter_context(Replica.started(empty)).address
 
 
 def numbered(user: str, count: int) -> list[str]:
@@ -333,13 +318,6 @@ def assert_accounts_exist(world: World, accounts: dict[str, str]) -> None:
 
 
 class EmbeddedWorld(World):
-    def all_accounts(self, uuids: Iterable[str]) -> dict[str, list[str]]:
-        owned: dict[str, list[str]] = {}
-        with contextlib.closing(sqlite3.connect(self.data / "ledger.db")) as db:
-            for guid, user_data in db.execute("SELECT id, user_data_128 FROM accounts"):
-                owned.setdefault(user_data, []).append(guid)
-        return {uuid: owned.get(str(owner_of(uuid)), []) for uuid in uuids}
-
     def ledger[T](self, ask: Callable[[tb.ClientSync], T]) -> T:
         return ask(EmbeddedLedgerSync(self.data))  # type: ignore[arg-type]
 
@@ -354,29 +332,16 @@ class PostgresRows(World):
     reference = "PostgreSQL"
 
     def sql(self, statement: str, *parameters: str) -> list[Any]:
-        async def run() -> list[Any]:
-            connection = await asyncpg.connect(self.env["REFERENCE_URL"])
-            try:
-                await connection.execute(TABLES)
-                numbers = itertools.count(1)
-                numbered = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
-                rows = await connection.fetch(numbered, *parameters)
-                return [tuple(row) for row in rows]
-            finally:
-                await connection.close()
-
-        return asyncio.run(run())
+        numbers = itertools.count(1)
+        statement = re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
+        return asyncio.run(fetch(self.env["REFERENCE_URL"], statement, *parameters, before=TABLES))
 
     def lose_sqlite(self) -> None:
         self.sql("DROP TABLE accounts, reference")
 
 
-@dataclass
 class EmbeddedPostgresWorld(PostgresRows, EmbeddedWorld):
     """A world without a TigerBeetle and a Resonate server."""
-
-    def __post_init__(self) -> None:
-        self.env[TESTS_ONLY] = "1"
 
 
 class EmbeddedLedgerSync:
@@ -397,9 +362,8 @@ class EmbeddedLedgerSync:
 
 
 class ServerWorld(World):
-    def start_resonate(self, redelivery_ms: int = 2000) -> None:
+    def start_resonate(self) -> None:
         """Start a server that holds no promises."""
-        self.redelivery_ms = redelivery_ms
         self.promises, self.port = self.directory / uuid.uuid4().hex, free_port()
         self.promises.mkdir()
         self.env["RESONATE_URL"] = f"http://127.0.0.1:{self.port}"
@@ -410,7 +374,7 @@ class ServerWorld(World):
         self.resonate.wait()
 
     def restart_resonate(self) -> None:
-        self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port, self.redelivery_ms))
+        self.resonate = self.stack.enter_context(resonate_server(self.promises, self.port))
 
     def lose_promises(self) -> None:
         self.start_resonate()
@@ -437,11 +401,9 @@ def tb_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real TigerBeetle, cluster 0, shared by the tests."""
     if address := os.environ.get("TB_ADDRESS"):
         yield address
-    elif "tigerbeetle" in PATH:
-        with tigerbeetle_server(tmp_path_factory.mktemp("tigerbeetle")) as address:
-            yield address
     else:
-        pytest.skip("a real TigerBeetle is missing: set TB_ADDRESS or put `tigerbeetle` on PATH")
+        with Replica.started(tmp_path_factory.mktemp("tigerbeetle")) as replica:
+            yield replica.address
 
 
 @pytest.fixture(scope="session")
@@ -454,7 +416,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture
 def postgres_world(tmp_path: Path, postgres: Postgres) -> EmbeddedPostgresWorld:
     """A world with the rows in PostgreSQL, and no other server."""
-    return EmbeddedPostgresWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "REFERENCE_URL": postgres.database()})
+    env = {"DATA_DIR": str(tmp_path / "data"), "REFERENCE_URL": postgres.database(), TESTS_ONLY: "1"}
+    return EmbeddedPostgresWorld(tmp_path, env)
 
 
 def quick_only(quick: Iterable[Any], values: Iterable[Any], mark: pytest.MarkDecorator = pytest.mark.slow) -> list[Any]:
@@ -463,24 +426,20 @@ def quick_only(quick: Iterable[Any], values: Iterable[Any], mark: pytest.MarkDec
     return [value if value in quick else pytest.param(value, marks=mark) for value in values]
 
 
-@pytest.fixture(params=quick_only(["embedded"], ["embedded", "postgres", "tigerbeetle", "servers"]))
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    data = {"DATA_DIR": str(tmp_path / "data")}
-    world: World
-    if request.param == "embedded":
-        world = EmbeddedWorld(tmp_path, data)
-    elif request.param == "postgres":
-        world = request.getfixturevalue("postgres_world")
-    else:
-        data["TB_ADDRESS"] = request.getfixturevalue("tb_address")
-        if request.param == "tigerbeetle":
-            world = World(tmp_path, data)
-        else:
-            needs("resonate")
-            world = ServerWorld(tmp_path, data)
-            world.start_resonate()
+KINDS = {name: f"{name}_world" for name in ("embedded", "postgres", "tigerbeetle")} | {"servers": "server_world"}
+
+
+@pytest.fixture(params=quick_only(["embedded"], KINDS))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    world: World = request.getfixturevalue(KINDS[request.param])
     with world.stack:
         yield world
+
+
+@pytest.fixture
+def tigerbeetle_world(tmp_path: Path, tb_address: str) -> World:
+    """A world with a real TigerBeetle, and no other server."""
+    return World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
 
 
 @pytest.fixture
@@ -490,10 +449,10 @@ def embedded_world(tmp_path: Path) -> EmbeddedWorld:
 
 
 @pytest.fixture
-def server_world(tmp_path: Path, tb_address: str) -> Iterator[ServerWorld]:
+def server_world(tigerbeetle_world: World) -> Iterator[ServerWorld]:
     """A world with a real TigerBeetle and a Resonate server that only this test uses."""
     needs("resonate")
-    world = ServerWorld(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": tb_address})
+    world = ServerWorld(tigerbeetle_world.directory, tigerbeetle_world.env)
     with world.stack:
         world.start_resonate()
         yield world

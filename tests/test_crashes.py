@@ -21,33 +21,26 @@ def assert_survived(world: World, user: str, crash: str) -> None:
     assert world.rows(user) == world.accounts(user) == [run.guid]
 
 
-@pytest.mark.parametrize("crash", quick_only(["after write 3"], POINTS))
-def test_rerun_resumes_after_a_kill(world: World, user: str, crash: str) -> None:
-    killed = world.run(user, crash=crash)
-    assert killed.out == ""
-    assert_survived(world, user, crash)
+#: The points at which it is killed, one run after the other. Not "after write 2" twice: a row is written once.
+KILLS = {
+    **{point: [point] for point in POINTS},
+    **{f"{point}, twice": [point, point] for point in IN_A_STEP if point != "after write 2"},
+    "each point in a step, in turn": IN_A_STEP,
+}
 
 
-# Not "after write 2": a row that was written is not written again.
-@pytest.mark.parametrize("crash", [point for point in IN_A_STEP if point != "after write 2"])
-@pytest.mark.slow
-def test_rerun_resumes_after_two_kills_at_the_same_point(world: World, user: str, crash: str) -> None:
-    world.run(user, crash=crash)
-    world.run(user, crash=crash)
-    assert_survived(world, user, crash)
-
-
-@pytest.mark.slow
-def test_rerun_resumes_after_a_kill_at_each_point_in_turn(world: World, user: str) -> None:
-    """Each run is killed one point later than the run before."""
-    for crash in IN_A_STEP:
-        world.run(user, crash=crash)
-    assert_survived(world, user, IN_A_STEP[-1])
+@pytest.mark.parametrize("kills", quick_only(["after write 3"], KILLS))
+def test_rerun_resumes_after_kills(world: World, user: str, kills: str) -> None:
+    for crash in KILLS[kills]:
+        assert world.run(user, crash=crash).out == ""
+    assert_survived(world, user, KILLS[kills][-1])
 
 
 @pytest.mark.slow
-def test_run_takes_over_although_the_server_does_not_offer_the_task_again(world: World, user: str) -> None:
-    if isinstance(world, ServerWorld):
-        world.start_resonate(redelivery_ms=10 * HANG_S * 1000)
-    world.run(user, crash="before write 3")
-    assert_survived(world, user, "before write 3")
+def test_run_takes_over_although_the_server_does_not_offer_the_task_again(
+    server_world: ServerWorld, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESONATE_TASKS__RETRY_TIMEOUT", str(10 * HANG_S * 1000))
+    server_world.start_resonate()
+    server_world.run(user, crash="before write 3")
+    assert_survived(server_world, user, "before write 3")

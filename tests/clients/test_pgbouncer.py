@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clients.stores.postgres import PostgresReference
 
-from ..conftest import World, numbered
+from ..conftest import World, free_port, numbered, wait_until
 from ..operations import backfills
 from ..operations.commands import findings
-from ..pgbouncer import pgbouncer
-from ..postgres import Postgres
+from ..postgres import PASSWORD, USER, Postgres, own
 from .commands import assert_gave_up
 
 #: What users set after "unsupported startup parameter". PgBouncer then drops these parameters silently.
 IGNORED = "default_transaction_isolation,synchronous_commit,statement_timeout,extra_float_digits,search_path"
 
 MODES = pytest.mark.parametrize("mode", ["session", "transaction"])
+
+
+@contextlib.contextmanager
+def pgbouncer(postgres: Postgres, mode: str, ignored: str = "") -> Iterator[int]:
+    """Start PgBouncer in a pooling mode, and yield its port."""
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("PgBouncer is missing: put `pgbouncer` on PATH")
+    with tempfile.TemporaryDirectory(prefix="pgbouncer-") as directory:
+        port, settings, log = free_port(), Path(directory, "pgbouncer.ini"), Path(directory, "log")
+        settings.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={postgres.port} user=admin password={PASSWORD}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+            f"pool_mode = {mode}\ndefault_pool_size = 2\nignore_startup_parameters = {ignored}\n"
+        )
+        own(Path(directory), settings)
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(["pgbouncer", settings], user=USER, stdout=output, stderr=output) as process,
+        ):
+            try:
+                wait_until(lambda: b"process up" in log.read_bytes() or process.poll() is not None)
+                assert process.poll() is None, log.read_text()
+                yield port
+            finally:
+                process.kill()
 
 
 def through(world: World, postgres: Postgres, port: int) -> dict[str, Any]:
@@ -96,7 +126,6 @@ def test_statement_pooling_is_refused_before_a_row_is_written(
     postgres_world: World, postgres: Postgres, user: str
 ) -> None:
     with pgbouncer(postgres, "statement") as port:
-        limits: dict[str, Any] = {"FIRST_ANSWER": "1"}
-        run = postgres_world.run(user, **through(postgres_world, postgres, port), **limits)
+        run = postgres_world.run(user, FIRST_ANSWER="1", **through(postgres_world, postgres, port))
     assert_gave_up(run, "statement pooling mode", "the pooler before it")
     assert postgres_world.sql("SELECT * FROM accounts") == []

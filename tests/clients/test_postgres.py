@@ -15,10 +15,12 @@ import pytest
 from clients import limits
 from clients.errors import Unavailable
 from clients.outages import Outages
+from clients.stores import postgres as postgres_rows
 from clients.stores.postgres import PostgresReference
 
-from ..conftest import World, free_port, wait_until
-from ..postgres import PASSWORD, Postgres, lossy_proxy
+from ..conftest import Run, World, completed, free_port, wait_until
+from ..postgres import PASSWORD, Postgres
+from ..proxy import Proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
 pytestmark = pytest.mark.slow
@@ -32,6 +34,11 @@ def own_postgres(postgres_world: World) -> Iterator[Postgres]:
     with Postgres().started() as server:
         postgres_world.env["REFERENCE_URL"] = server.database()
         yield server
+
+
+def assert_created(world: World, user: str, run: Run) -> None:
+    assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
+    assert world.rows(user) == world.accounts(user) == [run.guid]
 
 
 def url_of_a_role(world: World, postgres: Postgres, rights: str = "", options: str = "") -> str:
@@ -91,29 +98,27 @@ def test_invalid_url_is_not_quoted() -> None:
     assert PASSWORD not in str(error.value)
 
 
-@pytest.mark.parametrize("file", ["postgresql.crt", "root.crl"])
-def test_file_of_the_home_directory_that_asyncpg_cannot_read_is_named(
-    postgres_world: World, user: str, file: str
-) -> None:
-    """A directory in its place cannot be read by anybody, root included."""
-    path = postgres_world.directory / ".postgresql" / file
-    path.mkdir(parents=True)
-    url = postgres_world.env["REFERENCE_URL"] + "?sslmode=require"
-    run = postgres_world.run(user, HOME=str(postgres_world.directory), REFERENCE_URL=url)
-    assert_gave_up(run, f"cannot read {path}, a file for TLS with PostgreSQL: Is a directory")
+TLS = "cannot read {}/.postgresql/%s, a file for TLS with PostgreSQL: Is a directory"
+PASSWORDS = "REFERENCE_URL has no password, and the password file {}/.pgpass has none: "
+
+#: What is done in the home directory, and words of the line.
+HOME = {
+    "mkdir -p .postgresql/postgresql.crt": [TLS % "postgresql.crt"],
+    "mkdir -p .postgresql/root.crl": [TLS % "root.crl"],
+    "true": [PASSWORDS, "No such file"],
+    "echo 'other:*:*:*:x' > .pgpass; chmod 644 .pgpass": [PASSWORDS, "run chmod 600"],
+    "echo 'other:*:*:*:x' > .pgpass; chmod 600 .pgpass": [PASSWORDS, "no line fits"],
+}
 
 
-@pytest.mark.parametrize(("mode", "words"), [(None, "No such file"), (0o644, "run chmod 600"), (0o600, "no line fits")])
-def test_password_file_without_the_password_is_named(
-    postgres_world: World, user: str, mode: int | None, words: str
-) -> None:
-    path = postgres_world.directory / ".pgpass"
-    if mode is not None:
-        path.write_text("other:*:*:*:x\n")
-        path.chmod(mode)
-    url = postgres_world.env["REFERENCE_URL"].replace(f":{PASSWORD}@", "@")
-    run = postgres_world.run(user, HOME=str(postgres_world.directory), REFERENCE_URL=url)
-    assert_gave_up(run, f"REFERENCE_URL has no password, and the password file {path} has none: ", words)
+@pytest.mark.parametrize("set_up", HOME)
+def test_wrong_file_of_the_home_directory_is_named(postgres_world: World, user: str, set_up: str) -> None:
+    """A directory in place of a file cannot be read by anybody, root included."""
+    home, url, words = postgres_world.directory, postgres_world.env["REFERENCE_URL"], HOME[set_up]
+    assert completed(["sh", "-c", set_up], cwd=home).returncode == 0
+    url = url.replace(f":{PASSWORD}@", "@") if PASSWORDS in words else f"{url}?sslmode=require"
+    run = postgres_world.run(user, HOME=str(home), REFERENCE_URL=url)
+    assert_gave_up(run, *(word.format(home) for word in words))
     assert len(run.err.splitlines()) == 2
 
 
@@ -154,50 +159,43 @@ def test_run_waits_for_a_server_that_is_starting(postgres_world: World, own_post
 
 
 def test_run_continues_after_its_statement_was_killed(postgres_world: World, own_postgres: Postgres, user: str) -> None:
-    kill = (
-        "WITH waiting AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock') "
-        "SELECT pg_terminate_backend(pid) FROM waiting"
-    )
-    with postgres_world.paused_at(user, "before write 2") as process:
-        locked = own_postgres.locked(postgres_world.database)
-        locked.__enter__()
-    wait_until(lambda: len(own_postgres.execute(kill)) == 1)
-    locked.__exit__(None, None, None)
-    run = postgres_world.finish(process)
-    assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with contextlib.ExitStack() as locked:
+        with postgres_world.paused_at(user, "before write 2") as process:
+            locked.enter_context(own_postgres.locked(postgres_world.database))
+        wait_until(lambda: len(own_postgres.execute(kill)) == 1)
+    assert_created(postgres_world, user, postgres_world.finish(process))
+
+
+#: The answer that is lost, the request before it, the limit that ends the run, and the steps that a rerun repeats. The
+#: limit of the first answer is for connecting and preparing together.
+LOST = {
+    "of a commit": (b"COMMIT\0", b"INSERT INTO accounts", "PATIENCE", ["2", "3"]),
+    "while the tables are made": (b"C\0\0\0\x07DO\0", b"", "FIRST_ANSWER", ["1", "2", "3"]),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_lost_answer_ends_the_run_and_a_rerun_resumes(
+    postgres_world: World, postgres: Postgres, user: str, name: str
+) -> None:
+    words, request, limit, steps = LOST[name]
+    short: dict[str, Any] = {limit: SHORT_TIMEOUT_S}
+    with Proxy(postgres.port, loses=words, after=request, silent=True).started() as proxy:
+        url = postgres_world.env["REFERENCE_URL"].replace(str(postgres.port), str(proxy.port))
+        assert_gave_up(postgres_world.run(user, REFERENCE_URL=url, **short), "no answer in time")
+    staged = postgres_world.rows(user) if request else []  # else it would make the tables
+    assert len(staged) == bool(request)
+    assert_resumes(postgres_world, user, steps)
+    assert set(staged) <= set(postgres_world.rows(user))
 
 
 def test_lost_answer_of_a_commit_is_settled_by_reading(postgres_world: World, postgres: Postgres, user: str) -> None:
     """The server has committed the row, but the connection closes before its answer arrives."""
-    url = postgres_world.env["REFERENCE_URL"]
-    with lossy_proxy(postgres.port, b"COMMIT\0", silent=False, after=b"INSERT INTO accounts") as port:
-        run = postgres_world.run(user, REFERENCE_URL=url.replace(str(postgres.port), str(port)))
-    assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
-    assert postgres_world.rows(user) == postgres_world.accounts(user) == [run.guid]
-
-
-def test_missing_answer_of_a_commit_ends_the_run_and_a_rerun_resumes(
-    postgres_world: World, postgres: Postgres, user: str
-) -> None:
-    url = postgres_world.env["REFERENCE_URL"]
-    with lossy_proxy(postgres.port, b"COMMIT\0", silent=True, after=b"INSERT INTO accounts") as port:
-        run = postgres_world.run(user, REFERENCE_URL=url.replace(str(postgres.port), str(port)), **LIMITS)
-    assert_gave_up(run, "no answer in time")
-    [staged] = postgres_world.rows(user)
-    assert_resumes(postgres_world, user, ["2", "3"])
-    assert postgres_world.rows(user) == [staged]
-
-
-def test_server_that_freezes_while_the_tables_are_made_ends_the_run(
-    postgres_world: World, postgres: Postgres, user: str
-) -> None:
-    """The time limit of the first answer is for connecting and preparing together."""
-    url = postgres_world.env["REFERENCE_URL"]
-    with lossy_proxy(postgres.port, b"C\0\0\0\x07DO\0", silent=True) as port:
-        broken = url.replace(str(postgres.port), str(port))
-        run = postgres_world.run(user, REFERENCE_URL=broken, FIRST_ANSWER=SHORT_TIMEOUT_S)
-    assert_gave_up(run, "no answer in time")
-    assert_resumes(postgres_world, user, ["1", "2", "3"])
+    with Proxy(postgres.port, loses=b"COMMIT\0", after=b"INSERT INTO accounts").started() as proxy:
+        url = postgres_world.env["REFERENCE_URL"].replace(str(postgres.port), str(proxy.port))
+        run = postgres_world.run(user, REFERENCE_URL=url)
+    assert_created(postgres_world, user, run)
 
 
 def test_account_is_not_committed_while_the_synchronous_standby_is_missing(
@@ -243,8 +241,7 @@ def test_run_continues_on_the_promoted_replica(postgres_world: World, own_postgr
         with postgres_world.paused_at(user, "before write 2") as process:
             own_postgres.stop(signal.SIGQUIT)
             replica.promote()
-        run = postgres_world.finish(process)
-        assert (run.status, run.steps) == (0, ["1", "2", "3"]), run.err
+        assert_created(postgres_world, user, postgres_world.finish(process))
 
 
 def test_host_that_gives_no_answer_does_not_hide_the_next_one(
@@ -254,6 +251,26 @@ def test_host_that_gives_no_answer_does_not_hide_the_next_one(
     with second_host(postgres_world, own_postgres) as replica, own_postgres.frozen():
         replica.promote()
         assert postgres_world.run(user).status == 0
+
+
+def test_request_after_a_pause_does_not_use_a_connection_that_was_forgotten(
+    monkeypatch: pytest.MonkeyPatch, postgres: Postgres
+) -> None:
+    monkeypatch.setattr(postgres_rows, "IDLE_MAX_S", 0.2)
+    monkeypatch.setattr(limits, "ANSWER_TIMEOUT_S", 5)
+
+    async def main() -> None:
+        with Proxy(postgres.port, forgets_s=1).started() as proxy:
+            url = postgres.database().replace(str(postgres.port), str(proxy.port))
+            rows = await PostgresReference(url, Outages(outages.append)).open()
+            for _ in range(2):
+                await asyncio.to_thread(wait_until, proxy.has_forgotten)
+                assert await rows.find("u", []) == []
+            await rows.close()
+
+    outages: list[str] = []
+    asyncio.run(main())
+    assert outages == []
 
 
 @contextlib.contextmanager

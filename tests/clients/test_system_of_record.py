@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import cast
@@ -16,44 +15,34 @@ from clients.limits import ANSWER_TIMEOUT_S
 from clients.outages import Outages
 from clients.stores.system_of_record import Ledger, SystemOfRecord
 
-from ..conftest import Replica, World, free_port
-from ..postgres import lossy_proxy
+from ..conftest import Replica, World, quick_only
+from ..proxy import Proxy
 from .commands import SHORT_TIMEOUT_S, assert_gave_up, assert_resumes, assert_unavailable, command
 
-
-@pytest.mark.slow
-def test_unavailable_tigerbeetle_is_named(embedded_world: World) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    assert_unavailable(
-        command(embedded_world, "u", env={"TB_ADDRESS": address, "FIRST_ANSWER": "1"}),
-        "TigerBeetle",
-        address,
-        "start it",
-    )
+INVALID = ["localhost:3000", "nonsense", "127.0.0.1:99999", "é"]
+WRONG = {
+    "nobody listens": ({"TB_ADDRESS": "127.0.0.1:1", "FIRST_ANSWER": "1"}, ["TigerBeetle at 127.0.0.1:1 ", "start it"]),
+    "another cluster": ({"TB_CLUSTER_ID": "7"}, ["cluster 7", "correct TB_ADDRESS or TB_CLUSTER_ID"]),
+    **{address: ({"TB_ADDRESS": address}, ["TB_ADDRESS", "127.0.0.1:3000"]) for address in INVALID},
+}
 
 
-@pytest.mark.parametrize("address", ["localhost:3000", "nonsense", "127.0.0.1:99999", "é"])
-def test_invalid_tigerbeetle_address_is_named(embedded_world: World, address: str) -> None:
-    assert_unavailable(command(embedded_world, "u", env={"TB_ADDRESS": address}), "TB_ADDRESS", "127.0.0.1:3000")
-
-
-def test_cluster_id_of_another_cluster_is_an_error(embedded_world: World, tb_address: str) -> None:
-    assert_unavailable(
-        command(embedded_world, "u", env={"TB_ADDRESS": tb_address, "TB_CLUSTER_ID": "7"}),
-        "cluster 7",
-        "correct TB_ADDRESS or TB_CLUSTER_ID",
-    )
+@pytest.mark.parametrize("name", quick_only([*INVALID, "another cluster"], WRONG))
+def test_wrong_address_or_cluster_is_named(embedded_world: World, request: pytest.FixtureRequest, name: str) -> None:
+    env, words = WRONG[name]
+    if "TB_ADDRESS" not in env:
+        env = env | {"TB_ADDRESS": request.getfixturevalue("tb_address")}
+    assert_unavailable(command(embedded_world, "u", env=env), *words)
 
 
 def test_rerun_resumes_after_the_answer_of_tigerbeetle_is_lost(tmp_path: Path, user: str) -> None:
     """The account is committed, but the run does not learn of it. The next run gets EXISTS, which is no panic."""
     with Replica.started(tmp_path) as replica:
         world = World(tmp_path, {"DATA_DIR": str(tmp_path / "data"), "TB_ADDRESS": replica.address})
-        lost = threading.Event()
-        with lossy_proxy(replica.port, b"", silent=True, after=lost) as port:
-            lossy = {"PATIENCE": SHORT_TIMEOUT_S, "TB_ADDRESS": f"127.0.0.1:{port}"}
+        with Proxy(replica.port, loses=b"", silent=True).started() as proxy:
+            lossy = {"PATIENCE": SHORT_TIMEOUT_S, "TB_ADDRESS": f"127.0.0.1:{proxy.port}"}
             with world.paused_at(user, "before write 3", **lossy) as process:
-                lost.set()
+                proxy.losing = True
             assert_gave_up(world.finish(process), "TigerBeetle")
         assert len(world.accounts(user)) == 1
         assert_resumes(world, user, ["3"])
@@ -126,23 +115,16 @@ def test_late_answer_is_no_second_outage_while_others_are_answered(capsys: pytes
 def test_request_whose_answer_is_lost_is_repeated() -> None:
     """The client can lose an answer, for example if its callback raises MemoryError. Other requests are answered."""
 
-    class LosesOneAnswer(SlowLedger):
-        lost = 0
-
-        async def lookup_accounts(self, ids: list[int]) -> list[tb.Account]:
-            if ids == [1] and not self.lost:
-                self.lost = 1
-                await asyncio.Event().wait()
-            return []
-
     async def main() -> None:
-        ledger = cast("Ledger", LosesOneAnswer())
-        record = await SystemOfRecord(lambda: ledger).open()
+        slow = SlowLedger()
+        slow.answers[0].set()
+        record = await SystemOfRecord(lambda: cast("Ledger", slow)).open()
         lost = asyncio.create_task(record.lookup("1"))
         await clock.move(0)
+        slow.answers[1] = slow.answers[2] = slow.answers[0]  # the first answer to the look-up of 1 never comes
         await record.lookup("2")
         await clock.move(ANSWER_TIMEOUT_S)
-        assert await lost is None
+        assert lost.result() is None
 
     clock = Clock()
     with asyncio.Runner(loop_factory=lambda: clock) as runner:
