@@ -10,10 +10,8 @@ import resource
 import shutil
 import sqlite3
 import stat
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,40 +28,42 @@ from .commands import COMMAND, assert_gave_up, assert_resumes, assert_unavailabl
 FILES = ["accounts.db", "promises.db", "ledger.db"]
 
 
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.rglob("*")}
+
+
 def test_only_the_owner_may_use_the_files_whatever_the_umask(embedded_world: World) -> None:
-    subprocess.run(
-        [*COMMAND, "u"],
-        env=embedded_world.environ(),
-        cwd=embedded_world.directory,
-        umask=0,
-        capture_output=True,
-        check=True,
-    )
-    directory = embedded_world.data
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
-    assert modes == dict.fromkeys(("accounts.db", "ledger.db", "promises.db", "promises.lock"), 0o600)
+    completed([*COMMAND, "u"], env=embedded_world.environ(), umask=0)
+    assert modes(embedded_world.directory) == {"data": 0o700} | dict.fromkeys([*FILES, "promises.lock"], 0o600)
 
 
-@pytest.mark.parametrize("path", quick_only(["file"], ["/dev/null/data", "/proc/data", "file"]))
-def test_data_dir_that_cannot_be_written_is_named(embedded_world: World, path: str) -> None:
-    (embedded_world.directory / "file").touch()
-    assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": path}), path, "DATA_DIR")
+#: What is done in the shell before the command, its DATA_DIR, and words of the line.
+WRONG_DIRECTORIES = {
+    "a file": ("touch file", "file", ["file", "DATA_DIR"]),
+    "below a device": ("", "/dev/null/data", ["/dev/null/data", "DATA_DIR"]),
+    "below /proc": ("", "/proc/data", ["/proc/data", "DATA_DIR"]),
+    "a link to a missing file": ("ln -s /nowhere/accounts.db .", ".", ["/accounts.db is a link to a missing file"]),
+    "relative to a directory that was removed": (
+        "mkdir gone; cd gone; rmdir ../gone", "x", ["DATA_DIR=x is a relative path", "set an absolute path"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", quick_only(["a file"], WRONG_DIRECTORIES))
+def test_wrong_data_directory_is_named(embedded_world: World, name: str) -> None:
+    set_up, data_dir, words = WRONG_DIRECTORIES[name]
+    shell = ["sh", "-c", f'{set_up or ":"}; exec "$@"', "sh", *COMMAND, "u"]
+    env = embedded_world.environ() | {"DATA_DIR": data_dir}
+    assert_unavailable(completed(shell, env=env, cwd=embedded_world.directory), *words)
 
 
 @pytest.mark.parametrize("file", quick_only(["accounts.db"], FILES))
 def test_invalid_database_is_named_and_not_changed(embedded_world: World, file: str) -> None:
-    data = embedded_world.directory / "data"
-    data.mkdir()
-    (data / file).write_text("no database" * 100)
-    assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "data"}), f"data/{file}", "not a database")
-    assert (data / file).read_text() == "no database" * 100
-
-
-def test_accounts_table_with_other_columns_is_refused(embedded_world: World) -> None:
-    with closing(sqlite3.connect(embedded_world.directory / "accounts.db")) as db:
-        db.execute("CREATE TABLE accounts (name TEXT)")
-    assert_unavailable(command(embedded_world, "u", env={"DATA_DIR": "."}), "accounts.db", "uuid")
+    embedded_world.data.mkdir()
+    path = embedded_world.data / file
+    path.write_text("no database" * 100)
+    assert_unavailable(command(embedded_world, "u"), str(path), "not a database")
+    assert path.read_text() == "no database" * 100
 
 
 @pytest.mark.slow
@@ -92,26 +92,13 @@ def test_read_only_file_ends_the_run_and_a_rerun_resumes(embedded_world: World, 
 @contextlib.contextmanager
 def immutable(*paths: Path) -> Iterator[None]:
     """Make the paths read-only, even for root if the file system can do that."""
-    modes = [path.stat().st_mode for path in paths]
-    for path in reversed(paths):
-        path.chmod(0o555)
-    root = os.getuid() == 0
+    begin, end = ("chattr +i", "chattr -i") if os.getuid() == 0 else ("chmod a-w", "chmod u+w")
     try:
-        if root and chattr("+i", *paths):
+        if completed(["sh", "-c", f'{begin} "$@"', "sh", *paths]).returncode:
             pytest.skip("root can write to read-only files, and `chattr` does not work here")
         yield
     finally:
-        if root:
-            chattr("-i", *paths)
-        for path, mode in zip(paths, modes, strict=True):
-            path.chmod(mode)
-
-
-def chattr(flag: str, *paths: Path) -> bool:
-    """Run `chattr` and return whether it failed."""
-    if shutil.which("chattr") is None:
-        return True
-    return subprocess.run(["chattr", flag, *paths], capture_output=True, check=False).returncode != 0
+        completed(["sh", "-c", f'{end} "$@"', "sh", *paths])
 
 
 # -- Files that are removed or replaced while a process uses them ----------
@@ -158,10 +145,6 @@ async def insert(database: Database, number: int) -> None:
     await database.transact(lambda db: db.execute("INSERT INTO numbers VALUES (?)", (number,)))
 
 
-async def open_another(path: Path, _: Database) -> None:
-    await Database(path, SCHEMA).open()
-
-
 async def open_and_close_another(path: Path, _: Database) -> None:
     another = await Database(path, SCHEMA).open()
     await insert(another, 10)
@@ -198,12 +181,11 @@ async def exceed_the_limit_of_open_files(path: Path, _: Database) -> None:
 
 def statement(path: Path, sql: str) -> str:
     """Run the statement in another process."""
-    command = [sys.executable, "-m", "sqlite3", str(path), sql]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return completed([sys.executable, "-m", "sqlite3", path, sql]).stdout
 
 
 @pytest.mark.parametrize(
-    "do", [open_another, open_and_close_another, read_with_another, fill_the_disk, exceed_the_limit_of_open_files]
+    "do", [open_and_close_another, read_with_another, fill_the_disk, exceed_the_limit_of_open_files]
 )
 def test_process_that_ends_is_not_taken_for_the_last_one(
     tmp_path: Path, do: Callable[[Path, Database], Awaitable[None]]
@@ -224,15 +206,11 @@ def test_process_that_ends_is_not_taken_for_the_last_one(
     assert statement(path, "SELECT * FROM numbers WHERE number < 10") == "(1,)\n(2,)\n(3,)\n"
 
 
-def modes(directory: Path) -> set[int]:
-    return {file.stat().st_mode & 0o777 for file in directory.iterdir()}
-
-
 def test_files_of_an_application_are_private_and_synced(tmp_path: Path) -> None:
     """An application has not the umask of the commands. On macOS, a sync needs `fullfsync` to reach the disk."""
-    path = tmp_path / "numbers.db"
+    path = tmp_path / "data" / "numbers.db"
 
-    async def main() -> tuple[set[int], list[Any]]:
+    async def main() -> tuple[dict[str, int], list[Any]]:
         database = await Database(path, SCHEMA).open()
         await insert(database, 1)
         found = modes(tmp_path)
@@ -243,7 +221,8 @@ def test_files_of_an_application_are_private_and_synced(tmp_path: Path) -> None:
 
     before = os.umask(0)
     try:
-        assert asyncio.run(main()) == ({0o600}, [[(2,)], [(1,)], [(1,)]])
+        files = {"data": 0o700} | dict.fromkeys(("numbers.db", "numbers.db-wal", "numbers.db-shm"), 0o600)
+        assert asyncio.run(main()) == (files, [[(2,)], [(1,)], [(1,)]])
     finally:
         os.umask(before)
 
@@ -266,25 +245,23 @@ def test_file_that_is_opened_beside_sqlite_fails_the_test(tmp_path: Path) -> Non
 # -- Files in a wrong state --------------------------------------------------
 
 
+MAKE: dict[str, Callable[[Path], None]] = {
+    "pipe": os.mkfifo,
+    "directory": Path.mkdir,
+    "device": lambda path: path.symlink_to(os.devnull),
+    "link to itself": lambda path: path.symlink_to(path.name),
+}
 OF_SQLITE = ["accounts.db", "accounts.db-journal", "accounts.db-wal", "accounts.db-shm", "ledger.db", "promises.db"]
 
 
 @pytest.mark.parametrize("file", quick_only(OF_SQLITE[:2], [*OF_SQLITE, "promises.lock"]))
-@pytest.mark.parametrize("kind", quick_only(["pipe"], ["pipe", "directory", "device", "link to itself"]))
+@pytest.mark.parametrize("kind", quick_only(["pipe"], MAKE))
 def test_file_that_is_no_regular_file_is_named(embedded_world: World, user: str, file: str, kind: str) -> None:
     """SQLite would wait for a pipe without an end."""
     embedded_world.run(f"{user}-first")
     path = embedded_world.data / file
     path.unlink(missing_ok=True)
-    match kind:
-        case "pipe":
-            os.mkfifo(path)
-        case "directory":
-            path.mkdir()
-        case "device":
-            path.symlink_to(os.devnull)
-        case _:
-            path.symlink_to(path.name)
+    MAKE[kind](path)
     words = ("/dev/null" if kind == "device" and "-" not in file else str(path), "is not a regular file")
     if (file, kind) != ("promises.lock", "link to itself"):
         assert_unavailable(command(embedded_world, user), *words)
@@ -292,43 +269,22 @@ def test_file_that_is_no_regular_file_is_named(embedded_world: World, user: str,
         assert_unavailable(script(embedded_world, "audit"), *words)
 
 
-def test_link_to_a_missing_file_is_named(embedded_world: World, user: str) -> None:
-    embedded_world.data.mkdir()
-    path = embedded_world.data / "accounts.db"
-    path.symlink_to("/nowhere/accounts.db")
-    assert_unavailable(command(embedded_world, user), f"{path} is a link to a missing file")
-
-
 def test_file_system_without_shared_memory_is_named(embedded_world: World, user: str) -> None:
     """As 9p and FUSE can be."""
     if shutil.which("strace") is None:
         pytest.skip("`strace` is missing: it makes the system call fail")
     fail = ["-e", "trace=mmap", "-e", "inject=mmap:error=ENODEV", "-P", str(embedded_world.data / "accounts.db-shm")]
-    done = completed(
-        ["strace", "-f", "-qq", "-o", "/dev/null", *fail, *COMMAND, user],
-        env=embedded_world.environ(),
-        cwd=embedded_world.directory,
-    )
+    done = completed(["strace", "-f", "-qq", "-o", "/dev/null", *fail, *COMMAND, user], env=embedded_world.environ())
     if "strace" in done.stderr:
         pytest.skip("`strace` does not work here")
     assert_unavailable(done, "accounts.db", "local file system", "9p, FUSE or NFS")
 
 
-def test_relative_data_dir_in_a_directory_that_was_removed_is_named(embedded_world: World, user: str) -> None:
-    gone = embedded_world.directory / "gone"
-    gone.mkdir()
-    done = completed(
-        ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh", *COMMAND, user],
-        env=embedded_world.environ() | {"DATA_DIR": "x"},
-        cwd=gone,
-    )
-    assert_unavailable(done, "DATA_DIR=x is a relative path", "set an absolute path")
-
-
 @pytest.mark.slow
 def test_promises_in_use_by_another_process_are_refused(embedded_world: World) -> None:
-    embedded_world.directory.joinpath("promises.lock").write_text("4711")
-    with embedded_world.directory.joinpath("promises.lock").open() as lock:
+    path = embedded_world.directory / "promises.lock"
+    path.write_text("4711")
+    with path.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = command(embedded_world, "u", env={"DATA_DIR": ".", "FIRST_ANSWER": "1"})
         assert_unavailable(done, "process 4711", "RESONATE_URL")

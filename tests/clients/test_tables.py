@@ -58,6 +58,7 @@ CHANGES = {
         "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT, UNIQUE (guid, uuid))": ["lacks unique (guid)"],
         "CREATE TABLE accounts (uuid TEXT PRIMARY KEY, guid TEXT); "
         "CREATE UNIQUE INDEX half ON accounts (guid) WHERE guid > '5'": ["lacks unique (guid)"],
+        "CREATE TABLE accounts (name TEXT)": ["accounts.db", "lacks column guid TEXT", "column uuid TEXT"],
         "CREATE VIEW accounts AS SELECT '' AS uuid, '' AS guid": ["lacks column guid TEXT"],
     },
     "PostgreSQL": {
