@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import importlib
 import os
 import resource
@@ -37,8 +38,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from resonate.context import Context
 
 COMMANDS = ("check", "audit", "halted", "adopt", "backfill", "reference", "worker")
 
@@ -94,6 +93,20 @@ def wrap(owner: Any, name: str, point: Callable[..., str | None]) -> None:
         result = await real(*args, **kwargs)
         kill_at(f"after {where}")
         await pause_at(f"after {where}")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def wrap_call(owner: Any, name: str, what: str) -> None:
+    """Pass `before <what>` and `after <what>` around the function `owner.name`."""
+    real = getattr(owner, name)
+
+    @functools.wraps(real)
+    def wrapped(*args: Any) -> Any:
+        kill_at(f"before {what}")
+        result = real(*args)
+        kill_at(f"after {what}")
         return result
 
     setattr(owner, name, wrapped)
@@ -162,15 +175,7 @@ def watch() -> None:
     from clients.stores.system_of_reference import SystemOfReference
     from operations.adopt import ExistingAccounts
 
-    planned_id = tb.id
-
-    def generate() -> int:
-        kill_at("before write 1")
-        guid = planned_id()
-        kill_at("after write 1")
-        return guid
-
-    tb.id = generate
+    wrap_call(tb, "id", "write 1")
     wrap(SystemOfReference, "stage", lambda *_: "write 2")
     wrap(SystemOfRecord, "create", lambda *_: "write 3")
     wrap(ExistingAccounts, "create", lambda *_: "write 3")
@@ -217,15 +222,7 @@ def watch_batch() -> None:
     from operations import backfill
     from operations import batch as create_accounts
 
-    real_guids = create_accounts.generate_guids
-
-    def generate_guids(ctx: Context, count: int) -> list[str]:
-        kill_at("before write 2")
-        guids = real_guids(ctx, count)
-        kill_at("after write 2")
-        return guids
-
-    create_accounts.generate_guids = generate_guids
+    wrap_call(create_accounts, "generate_guids", "write 2")
     if os.environ.get("SINGLE_RUNS"):
         setattr(backfill, "create_batch", no_batch)  # noqa: B010
     wrap(Claims, "create", lambda *_: "write 1")

@@ -32,7 +32,10 @@ def watch(fail: Callable[[str], None], *, always: bool) -> None:
             local.path = arguments[0]
         elif event == "sqlite3.connect/handle":
             connections[:] = [(path, connection) for path, connection in connections if is_open(connection)]
-            connections.append((path_of(local.path), arguments[0]))
+            name = os.fsdecode(local.path)
+            if name.startswith("file:"):
+                name = unquote(name.removeprefix("file:").partition("?")[0])
+            connections.append((os.path.realpath(name), arguments[0]))
         elif event == "open" and not isinstance(arguments[0], int) and arguments[0] is not None:
             path = os.path.realpath(os.fsdecode(arguments[0]))
             if not path.endswith(tuple(f".db{end}" for end in ENDS)) or arguments[2] & os.O_EXCL:
@@ -41,14 +44,6 @@ def watch(fail: Callable[[str], None], *, always: bool) -> None:
                 fail(f"{path} was opened, but not by SQLite: all locks of this process on it may be lost")
 
     sys.addaudithook(hook)
-
-
-def path_of(name: str | bytes | os.PathLike[str]) -> str:
-    """Return the path that `sqlite3.connect` has got, perhaps as a URI."""
-    path = os.fsdecode(name)
-    if path.startswith("file:"):
-        path = unquote(path.removeprefix("file:").partition("?")[0])
-    return os.path.realpath(path)
 
 
 def is_open(connection: sqlite3.Connection) -> bool:
