@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from datetime import timedelta
-from typing import Any
 
 from resonate.codec import Codec, NoopEncryptor
 from resonate.types import Value
@@ -28,15 +27,11 @@ PANIC = (
 )
 
 
-def stored(value: object) -> Any:
-    """Return what a promise holds: JSON."""
-    return json.loads(base64.b64decode(str(CODEC.encode(value).data)))
-
-
 def test_outcome_is_stored_as_a_type_a_guid_and_a_conflict() -> None:
     form = {"type": "exists_diff", "guid": "17", "conflict": "SQLite stages ..."}
-    assert stored(Outcome("exists_diff", "17", "SQLite stages ...")) == form
-    assert CODEC.convert(form, Outcome) == Outcome("exists_diff", "17", "SQLite stages ...")
+    outcome = Outcome("exists_diff", "17", "SQLite stages ...")
+    assert json.loads(base64.b64decode(str(CODEC.encode(outcome).data))) == form
+    assert CODEC.convert(form, Outcome) == outcome
 
 
 def test_panic_is_stored_under_its_module_with_its_four_arguments() -> None:
@@ -46,15 +41,12 @@ def test_panic_is_stored_under_its_module_with_its_four_arguments() -> None:
     assert (panic.condition, panic.uuid, panic.guid, panic.conflict) == ("SQLite exists_diff", "u", "17", "c")
 
 
-def test_names_that_promises_record_stay() -> None:
+def test_names_and_ids_that_promises_record_stay() -> None:
     """Steps are found by position. The workflow's name is registered in `connect`."""
     names = [step.__name__ for step in (create_account, generate_guid, stage_account, commit_account)]
     assert names == ["create_account", "generate_guid", "stage_account", "commit_account"]
     assert (WORKERS, OPERATORS, EXISTING) == ("create-account", "operators", "operators-of-existing-accounts")
     assert CLAIM == "claimed-by"
-
-
-def test_ids_of_promises_stay() -> None:
     assert (promise_id("u"), promise_id("u", 2)) == ("create-account-u", "create-account_attempt-2-u")
     assert batch_id(["u", "v"]) == "create-accounts-bcc4884ec2b8a123eefc5d9d490eb1ee"
 

@@ -42,9 +42,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tb.Client
         yield client
 
 
-@pytest.fixture
-def embedded_ledger(tmp_path: Path) -> tb.ClientSync:
-    return cast("tb.ClientSync", EmbeddedLedgerSync(tmp_path))
+embedded = pytest.mark.parametrize("ledger", ["embedded"], indirect=True)
 
 
 def new(user: str, **other: Any) -> tb.Account:
@@ -100,17 +98,18 @@ def test_accounts_are_read_in_pages_the_oldest_first(ledger: tb.ClientSync, user
     assert newest.timestamp >= accounts[-1].timestamp
 
 
+@embedded
 def test_timestamps_increase_although_the_clock_goes_back(
-    embedded_ledger: tb.ClientSync, user: str, monkeypatch: pytest.MonkeyPatch
+    ledger: tb.ClientSync, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create_at(now: int, count: int) -> list[int]:
         monkeypatch.setattr(time, "time_ns", lambda: now)
-        return [account.timestamp for account in create(embedded_ledger, *(new(user) for _ in range(count)))]
+        return [account.timestamp for account in create(ledger, *(new(user) for _ in range(count)))]
 
     assert create_at(1000, 2) == [1000, 1001]
     assert create_at(900, 2) == [1002, 1003]
     assert create_at(2000, 1) == [2000]
-    assert [account.timestamp for account in embedded_ledger.query_accounts(newest_account())] == [2000]
+    assert [account.timestamp for account in ledger.query_accounts(newest_account())] == [2000]
 
 
 def test_concurrent_requests_run_one_after_the_other(tmp_path: Path, user: str) -> None:
@@ -127,6 +126,7 @@ def test_concurrent_requests_run_one_after_the_other(tmp_path: Path, user: str) 
     assert others == [[replace(created, status=tb.CreateAccountStatus.EXISTS)]] * 19
 
 
-def test_other_requests_are_refused(embedded_ledger: tb.ClientSync) -> None:
+@embedded
+def test_other_requests_are_refused(ledger: tb.ClientSync) -> None:
     with pytest.raises(NotImplementedError, match="the embedded ledger has no create_transfers: set TB_ADDRESS"):
-        embedded_ledger.create_transfers([])
+        ledger.create_transfers([])
