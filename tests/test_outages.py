@@ -154,18 +154,24 @@ def cases(names: list[str], *, of_runs: bool = True) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> Iterator[Scene]:
-    """The world of a run: the unavailable store or server is real, all else is embedded."""
+    """The unavailable store or server is real. All else is real for a worker, and embedded for a run."""
+    store, of_run = AWAY[name].store, "point" in request.fixturenames
     worlds = {"Resonate": "server_world", "PostgreSQL": "postgres_world"}
-    scene = Scene(request.getfixturevalue(worlds.get(AWAY[name].store, "embedded_world")))
+    world: World = request.getfixturevalue(worlds.get(store, "embedded_world") if of_run else "server_world")
+    scene = Scene(world)
     with contextlib.ExitStack() as stack:
-        if AWAY[name].store == "PostgreSQL":
+        if store == "PostgreSQL":
             scene.postgres = stack.enter_context(Postgres().started())
-            scene.world.env["REFERENCE_URL"] = scene.postgres.database()
-            scene.world.run("first")  # it makes the tables
-            scene.world.sql("DELETE FROM accounts")
-        elif AWAY[name].store == "TigerBeetle":
+            world.env["REFERENCE_URL"] = scene.postgres.database()
+            if of_run:
+                world.run("first")  # it makes the tables
+                world.sql("DELETE FROM accounts")
+            else:
+                scene.world = PostgresServerWorld(world.directory, world.env)
+        elif store == "TigerBeetle":
             scene.replica = stack.enter_context(Replica.started(tmp_path))
-            scene.world = World(tmp_path, scene.world.env | {"TB_ADDRESS": scene.replica.address})
+            world.env["TB_ADDRESS"] = scene.replica.address
+            scene.world = World(tmp_path, world.env) if of_run else world
         yield scene
 
 
@@ -198,19 +204,11 @@ def test_run_gives_up_and_a_rerun_resumes(scene: Scene, user: str, name: str, po
 
 
 @cases([name for name, away in AWAY.items() if away.worker_waits], of_runs=False)
-def test_worker_waits_until_the_outage_ends(server_world: ServerWorld, tmp_path: Path, user: str, name: str) -> None:
+def test_worker_waits_until_the_outage_ends(scene: Scene, user: str, name: str) -> None:
     """It prints a line when the outage begins and when it ends. Meanwhile no promise is settled."""
-    away, scene, uuids = AWAY[name], Scene(server_world), numbered(user, 20)
-    with contextlib.ExitStack() as stack:
-        if away.store == "TigerBeetle":
-            scene.replica = stack.enter_context(Replica.started(tmp_path))
-            server_world.env["TB_ADDRESS"] = scene.replica.address
-        elif away.store == "PostgreSQL":
-            scene.postgres = stack.enter_context(Postgres().started())
-            url = {"REFERENCE_URL": scene.postgres.database()}
-            scene.world = PostgresServerWorld(server_world.directory, server_world.env | url)
-        # A busy machine can be slow for a second.
-        serving = scene.worker = stack.enter_context(worker(scene.world, PATIENCE="5"))
+    away, uuids = AWAY[name], numbered(user, 20)
+    with worker(scene.world, PATIENCE="5") as serving:  # a busy machine can be slow for a second
+        scene.worker = serving
 
         async def main() -> dict[str, str]:
             async with caller(scene.world) as resonate:
@@ -238,14 +236,11 @@ def test_worker_waits_until_the_outage_ends(server_world: ServerWorld, tmp_path:
     "error", [PlatformError([ServerError(400, "no")]), ServerError(400, "no")], ids=["in a request", "from the SDK"]
 )
 def test_refused_request_outside_a_step_ends_with_one_line(error: BaseException) -> None:
-    async def command() -> None:
-        async def work() -> None:
-            raise error
-
-        await Outages().result_or_raise(work())
+    async def work() -> None:
+        raise error
 
     with pytest.raises(Unavailable, match=r"refused a request \(server error \(code=400\): no\); run again"):
-        asyncio.run(command())
+        asyncio.run(Outages().result_or_raise(work()))
 
 
 def test_outage_is_raised_to_each_caller_and_its_work_is_cancelled() -> None:
@@ -257,15 +252,16 @@ def test_outage_is_raised_to_each_caller_and_its_work_is_cancelled() -> None:
         finally:
             cancelled.append(name)
 
-    async def main() -> list[object]:
+    async def main() -> None:
         outages = Outages()
         calls = [asyncio.ensure_future(outages.result_or_raise(work(name))) for name in "ab"]
         await asyncio.sleep(0)
         outages.report(Unavailable("the outage"), "store")
-        return list(await asyncio.gather(*calls, return_exceptions=True))
+        raised = await asyncio.gather(*calls, return_exceptions=True)
+        assert [str(error) for error in raised] == ["the outage"] * 2
+        assert sorted(cancelled) == ["a", "b"]
 
-    assert [str(error) for error in asyncio.run(main())] == ["the outage"] * 2
-    assert sorted(cancelled) == ["a", "b"]
+    asyncio.run(main())
 
 
 def test_call_ends_within_its_time_limit_whatever_was_lost() -> None:
