@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,46 +76,33 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
 class Shell:
     """Runs commands as a user does, in the checkout's copy and in a Compose project of its own."""
 
-    def __init__(self, directory: Path, file: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.env = environ() | {
             "COMPOSE_PROJECT_NAME": "create-account-test",
-            "COMPOSE_FILE": file,
+            "COMPOSE_FILE": "docker-compose.yml",
             "DATA_DIR": str(directory / "data"),
         }
 
     def __call__(self, commands: str, stdin: str = "") -> str:
-        done = completed(
-            ["bash", "-euo", "pipefail", "-c", runnable(commands)], env=self.env, cwd=self._directory, input=stdin
-        )
-        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}{self._logs()}"
+        done = self._completed("bash", "-euo", "pipefail", "-c", runnable(commands), stdin=stdin)
+        if done.returncode:
+            logs = self._completed("docker", "compose", "logs", "--tail", "30").stdout
+            pytest.fail(f"{commands}\n{done.stdout}{done.stderr}{logs}")
         return done.stdout
 
-    def _logs(self) -> str:
-        command = ["docker", "compose", "logs", "--tail", "30"]
-        return completed(command, env=self.env, cwd=self._directory).stdout
+    def _completed(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return completed(command, env=self.env, cwd=self._directory, input=stdin)
 
     def remove(self) -> None:
-        subprocess.run(
-            ["docker", "compose", "down", "--volumes", "--timeout", "2"],
-            env=self.env,
-            cwd=self._directory,
-            capture_output=True,
-            check=False,
-        )
+        self._completed("docker", "compose", "down", "--volumes", "--timeout", "2")
 
 
 @pytest.fixture
-def shell(checkout: Path) -> Iterator[Callable[[str], Shell]]:
-    shells: list[Shell] = []
-
-    def make(file: str) -> Shell:
-        shells.append(Shell(checkout, file))
-        return shells[-1]
-
-    yield make
-    for made in shells:
-        made.remove()
+def shell(checkout: Path) -> Iterator[Shell]:
+    made = Shell(checkout)
+    yield made
+    made.remove()
 
 
 def guid_of(printed: str, uuid: str) -> str:
@@ -124,30 +112,19 @@ def guid_of(printed: str, uuid: str) -> str:
 
 def during(work: Callable[[], object], begun: Callable[[], bool], fault: Callable[[], object]) -> None:
     """Do the work in a thread, and let the fault happen when it has begun."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised below
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: begun() or not thread.is_alive())
-    fault()
-    thread.join()
-    if failed:
-        raise failed[0]
+    with ThreadPoolExecutor() as thread:
+        working = thread.submit(work)
+        wait_until(lambda: begun() or working.done())
+        fault()
+        working.result()
 
 
-def test_the_two_servers_of_the_compose_file_keep_the_accounts(shell: Callable[[str], Shell], tmp_path: Path) -> None:
-    one_host = shell("docker-compose.yml")
-    guid = guid_of(printed := one_host(commands_of("servers") + commands_of("worker")), "user-789")
+def test_the_two_servers_of_the_compose_file_keep_the_accounts(shell: Shell, tmp_path: Path) -> None:
+    guid = guid_of(printed := shell(commands_of("servers") + commands_of("worker")), "user-789")
     assert "create-account-user-7:3" in printed
-    one_host("docker compose up -d --wait")  # the last command removed the containers, not the volumes
-    one_host.env |= {"TB_ADDRESS": "127.0.0.1:3000", "RESONATE_URL": "http://127.0.0.1:8001"}
-    assert guid_of(one_host("uv run create_account.py user-789"), "user-789") == guid
+    shell("docker compose up -d --wait")  # the last command removed the containers, not the volumes
+    shell.env |= {"TB_ADDRESS": "127.0.0.1:3000", "RESONATE_URL": "http://127.0.0.1:8001"}
+    assert guid_of(shell("uv run create_account.py user-789"), "user-789") == guid
 
     # Each store holds it once, as its own client says.
     with contextlib.closing(sqlite3.connect(tmp_path / "data" / "accounts.db")) as db:
@@ -155,19 +132,19 @@ def test_the_two_servers_of_the_compose_file_keep_the_accounts(shell: Callable[[
     owner = hashlib.blake2b(b"user-789", digest_size=16).hexdigest()
     query = f"query_accounts user_data_128=0x{owner} limit=10"
     repl = f"/tigerbeetle repl --cluster=0 --addresses=3000 --command='{query}'"
-    assert str(json.loads(one_host(f"timeout 20 docker compose exec -T tigerbeetle {repl}"))["id"]) == guid
+    assert str(json.loads(shell(f"timeout 20 docker compose exec -T tigerbeetle {repl}"))["id"]) == guid
 
     for server in ("tigerbeetle", "resonate"):
-        backfill_while_killed(one_host, server, tmp_path / server)
-    assert one_host("uv run python -m operations audit").startswith("clean; 4002 accounts, 4002 rows")
+        backfill_while_killed(shell, server, tmp_path / server)
+    assert shell("uv run python -m operations audit").startswith("clean; 4002 accounts, 4002 rows")
 
 
-def backfill_while_killed(one_host: Shell, server: str, output: Path) -> None:
+def backfill_while_killed(shell: Shell, server: str, output: Path) -> None:
     uuids = numbered(server, 2000)
     during(
-        lambda: one_host(f"uv run python -m operations backfill --chunk 100 > {output}", "\n".join(uuids)),
+        lambda: shell(f"uv run python -m operations backfill --chunk 100 > {output}", "\n".join(uuids)),
         lambda: output.exists() and output.stat().st_size > 0,
-        lambda: one_host(f"docker compose kill {server}; docker compose start {server}"),
+        lambda: shell(f"docker compose kill {server}; docker compose start {server}"),
     )
     assert [line.split("\t")[0] for line in output.read_text().splitlines()] == uuids
 
@@ -176,8 +153,7 @@ def test_the_image_holds_only_what_runs_and_says_what_blocks_io_uring(checkout: 
     subprocess.run(["docker", "build", "--quiet", "--tag", "create-account", "."], cwd=checkout, check=True)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["docker", "run", "--rm", "--init", *arguments]
-        return completed(command)
+        return completed(["docker", "run", "--rm", "--init", *arguments])
 
     listed = run("create-account", "sh", "-c", "id -u; ls; pip list").stdout.split()
     assert listed[0] != "0"
@@ -198,18 +174,18 @@ def test_the_image_holds_only_what_runs_and_says_what_blocks_io_uring(checkout: 
         assert word in line
 
 
-def test_many_hosts_survive_each_fault_that_the_document_names(shell: Callable[[str], Shell]) -> None:
+def test_many_hosts_survive_each_fault_that_the_document_names(shell: Shell) -> None:
     document = (ROOT / "docs" / "many-hosts.md").read_text()
     blocks = dict(re.findall(r"```sh (\w+)\n(.*?)```", document, re.DOTALL))
-    many = shell(MANY_HOSTS)
-    assert many(blocks["start"]).endswith("exists\n")
+    shell.env["COMPOSE_FILE"] = MANY_HOSTS
+    assert shell(blocks["start"]).endswith("exists\n")
     for number, fault in enumerate(blocks["faults"].strip().splitlines(), 1):
-        create_during(many, fault, numbered(f"fault-{number}", 200))
-        clean = many("docker compose exec -T worker-2 python -m operations audit")
+        create_during(shell, fault, numbered(f"fault-{number}", 200))
+        clean = shell("docker compose exec -T worker-2 python -m operations audit")
         assert clean.startswith(f"clean; {200 * number + 1} accounts, {200 * number + 1} rows, 0 in progress"), fault
-    many("docker compose rm --force --stop tigerbeetle-0; docker volume rm create-account-test_tigerbeetle-0")
-    many(blocks["recover"])
-    create_during(many, "docker compose stop tigerbeetle-1", numbered("recovered", 200))
+    shell("docker compose rm --force --stop tigerbeetle-0; docker volume rm create-account-test_tigerbeetle-0")
+    shell(blocks["recover"])
+    create_during(shell, "docker compose stop tigerbeetle-1", numbered("recovered", 200))
     for role, command in (
         ("accounts", "DELETE FROM accounts"),
         ("accounts", "UPDATE accounts SET guid = uuid"),
@@ -217,15 +193,16 @@ def test_many_hosts_survive_each_fault_that_the_document_names(shell: Callable[[
         ("resonate", "SELECT FROM accounts"),
     ):
         psql = f"docker compose exec -T postgres psql --username={role} --dbname=accounts --command='{command}'"
-        assert "permission denied" in many(f"{psql} 2>&1 || true")
-    many("docker compose stop worker-1")
-    assert json.loads(many("docker compose ps --all --format json worker-1"))["ExitCode"] == 0, "SIGTERM did not end it"
+        assert "permission denied" in shell(f"{psql} 2>&1 || true")
+    shell("docker compose stop worker-1")
+    assert json.loads(shell("docker compose ps --all --format json worker-1"))["ExitCode"] == 0, (
+        "SIGTERM did not end it"
+    )
 
 
-def create_during(many: Shell, fault: str, uuids: list[str]) -> None:
+def create_during(shell: Shell, fault: str, uuids: list[str]) -> None:
     """Let the workers create the accounts while the fault happens."""
     created: list[str] = []
-
     requested = threading.Event()
 
     async def request() -> None:
@@ -235,5 +212,5 @@ def create_during(many: Shell, fault: str, uuids: list[str]) -> None:
             requested.set()
             created.extend([account["uuid"] for account in await asyncio.gather(*(p.result() for p in started))])
 
-    during(lambda: asyncio.run(request()), requested.is_set, lambda: many(fault))
+    during(lambda: asyncio.run(request()), requested.is_set, lambda: shell(fault))
     assert created == uuids
