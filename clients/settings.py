@@ -19,28 +19,25 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 CLUSTER_ID_DIGITS = 39  # of 2^128 - 1
 
+#: RESONATE_HOST is a variable of the SDK. Here only the URL counts.
 VARIABLES = (
     "TB_ADDRESS",
     "TB_CLUSTER_ID",
     "REFERENCE_URL",
     "RESONATE_URL",
     "RESONATE_HOST",
-    "RESONATE_PORT",
-    "RESONATE_SCHEME",
     "RESONATE_TOKEN",
     "DATA_DIR",
 )
 
-#: What a variable needs beside it: one of these. Several hosts can share the promises or the rows, but each host has
-#: its own embedded ledger, so an account of one host would not exist on another.
+#: What a variable needs beside it. Several hosts can share the promises or the rows, but each host has its own embedded
+#: ledger, so an account of one host would not exist on another.
 NEEDS = {
-    "TB_CLUSTER_ID": ("TB_ADDRESS",),
-    "REFERENCE_URL": ("TB_ADDRESS",),
-    "RESONATE_URL": ("TB_ADDRESS",),
-    "RESONATE_HOST": ("TB_ADDRESS",),
-    "RESONATE_PORT": ("RESONATE_URL", "RESONATE_HOST"),
-    "RESONATE_SCHEME": ("RESONATE_URL", "RESONATE_HOST"),
-    "RESONATE_TOKEN": ("RESONATE_URL", "RESONATE_HOST"),
+    "TB_CLUSTER_ID": "TB_ADDRESS",
+    "REFERENCE_URL": "TB_ADDRESS",
+    "RESONATE_URL": "TB_ADDRESS",
+    "RESONATE_HOST": "RESONATE_URL",
+    "RESONATE_TOKEN": "RESONATE_URL",
 }
 
 #: Allows REFERENCE_URL beside the embedded ledger, on one host and without anybody's data.
@@ -66,13 +63,13 @@ class Settings:
                     f"{name} begins or ends with a quote or with white space: correct it (a container's --env-file keeps "
                     "quotes)"
                 )
-        if "RESONATE_HOST" not in given and given.get("RESONATE_PORT", "").startswith("tcp://"):
-            del given["RESONATE_PORT"]  # Kubernetes sets it for a service named resonate
-        url = _resonate_url(given)
-        for name, partners in NEEDS.items():
+        url = given.get("RESONATE_URL")
+        if url is not None:
+            _check_url(url)
+        for name, partner in NEEDS.items():
             allowed = name == "REFERENCE_URL" and env.get(TESTS_ONLY)
-            if name in given and not any(partner in given for partner in partners) and not allowed:
-                raise Unavailable(f"{name} is set, but {' or '.join(partners)} is not: set it, or unset {name}")
+            if name in given and partner not in given and not allowed:
+                raise Unavailable(f"{name} is set, but {partner} is not: set it, or unset {name}")
         token = given.get("RESONATE_TOKEN")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise Unavailable(
@@ -108,30 +105,16 @@ def misspelt(env: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _resonate_url(given: Mapping[str, str]) -> str | None:
-    """Return the server's URL, in the order of the SDK: RESONATE_URL comes first. Raises `Unavailable`."""
-    if url := given.get("RESONATE_URL"):
-        names, path = "RESONATE_URL", True
-    else:
-        port = given.get("RESONATE_PORT", "8001")
-        if not (port.isascii() and port.isdecimal()):
-            raise Unavailable(
-                f"RESONATE_PORT={port!r} is not a port: set RESONATE_URL (Kubernetes sets RESONATE_PORT for a service "
-                "named resonate)"
-            )
-        if "RESONATE_HOST" not in given:
-            return None
-        names, path = "the URL of RESONATE_SCHEME, RESONATE_HOST and RESONATE_PORT", False
-        url = f"{given.get('RESONATE_SCHEME', 'http')}://{given['RESONATE_HOST']}:{port}"
+def _check_url(url: str) -> None:
+    """Raise `Unavailable` if this cannot be a Resonate server's URL."""
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and (path or not parts.path)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # of the port, or of a bracket
         valid = False
     if not valid or parts.query or parts.fragment or not url.isprintable() or " " in url:
         shown = re.sub("//[^/@]*@", "//", url)  # no password
-        raise Unavailable(f"{names} is invalid: {shown!r}; the form is http://host:8001 or https://host")
-    return url
+        raise Unavailable(f"RESONATE_URL is invalid: {shown!r}; the form is http://host:8001 or https://host")
 
 
 def _cluster_id(text: str) -> int:

@@ -17,7 +17,7 @@ from ..conftest import ROOT, World, completed
 from .commands import COMMAND, EMBEDDED, assert_unavailable, command
 
 TB = {"TB_ADDRESS": "3000"}
-SERVER = TB | {"RESONATE_HOST": "127.0.0.1"}
+SERVER = TB | {"RESONATE_URL": "http://127.0.0.1:8001"}
 
 
 def test_defaults_are_embedded_and_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,14 +40,11 @@ def test_a_real_tigerbeetle_has_a_directory_for_each_cluster() -> None:
     ("env", "url"),
     [
         ({"RESONATE_URL": "http://a:1", "RESONATE_HOST": "b"}, "http://a:1"),
-        ({"RESONATE_HOST": "b"}, "http://b:8001"),
-        ({"RESONATE_HOST": "b", "RESONATE_PORT": "2", "RESONATE_SCHEME": "https"}, "https://b:2"),
         ({"RESONATE_URL": ""}, None),
         ({"RESONATE_PORT": "tcp://10.0.0.1:8001"}, None),  # Kubernetes sets it for a service named resonate
-        ({"RESONATE_PORT": "tcp://10.0.0.1:8001", "RESONATE_URL": "http://a:1"}, "http://a:1"),
     ],
 )
-def test_resonate_server_is_named_by_its_url_or_its_host(env: dict[str, str], url: str | None) -> None:
+def test_resonate_server_is_named_by_its_url(env: dict[str, str], url: str | None) -> None:
     settings = Settings.read(TB | env)
     assert settings.resonate_url == url
     assert (settings.embedded_notice is None) == (url is not None)
@@ -69,10 +66,6 @@ INVALID: list[tuple[str, dict[str, str]]] = [
             "http://h/?x",
         )
     ),
-    ("RESONATE_HOST", TB | {"RESONATE_HOST": "http://127.0.0.1"}),
-    ("RESONATE_HOST", TB | {"RESONATE_HOST": "127.0.0.1:8001"}),
-    ("RESONATE_PORT='tcp://10.0.0.1:8001' is not a port", SERVER | {"RESONATE_PORT": "tcp://10.0.0.1:8001"}),
-    ("RESONATE_SCHEME", SERVER | {"RESONATE_SCHEME": "tcp"}),
     ("RESONATE_TOKEN", SERVER | {"RESONATE_TOKEN": "a\nb"}),
     ("RESONATE_TOKEN", SERVER | {"RESONATE_TOKEN": "é"}),
     ("TB_ADDRESS begins or ends with a quote", {"TB_ADDRESS": '"3000"'}),
@@ -85,8 +78,6 @@ ALONE = {
     "TB_CLUSTER_ID": "0",
     "RESONATE_URL": "http://127.0.0.1:8001",
     "RESONATE_HOST": "127.0.0.1",
-    "RESONATE_PORT": "8001",
-    "RESONATE_SCHEME": "https",
     "RESONATE_TOKEN": "token",
 }
 
@@ -106,9 +97,9 @@ def test_setting_without_its_partner_is_refused_before_anything_is_written(
     assert not embedded_world.data.exists()
 
 
-@pytest.mark.parametrize("variable", ["RESONATE_PORT", "RESONATE_SCHEME", "RESONATE_TOKEN"])
+@pytest.mark.parametrize("variable", ["RESONATE_HOST", "RESONATE_TOKEN"])
 def test_setting_of_a_server_without_a_server_is_refused_beside_a_ledger(variable: str) -> None:
-    with pytest.raises(Unavailable, match=f"{variable} is set, but RESONATE_URL or RESONATE_HOST is not"):
+    with pytest.raises(Unavailable, match=f"{variable} is set, but RESONATE_URL is not"):
         Settings.read(TB | {variable: ALONE[variable]})
 
 
