@@ -150,12 +150,29 @@ class SystemOfRecord:
         return await self._outages.keep_pending(self._store, lambda: self._ask(request))
 
     async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
-        """Make the request until it is answered. Every request may be repeated safely."""
+        """Make the request until it is answered. Every request may be repeated safely.
+
+        Each time that no answer comes in time, report the outage. The client waits for its server without a limit, and
+        cancelling a request leaks its packet. So a request is a task that nobody cancels. Closing the client ends it.
+        """
+        timeout_s = timeout_s or limits.ANSWER_TIMEOUT_S
+        answer: asyncio.Future[T] | None = None
+        repeated = False
         while (client := self._client) is not None:
-            try:
-                result = await self._answer(client, request, timeout_s or limits.ANSWER_TIMEOUT_S)
-            except tb.ClientClosedError:
+            if answer is None:
+                answer, answers = asyncio.ensure_future(request(client)), self._answers
+                answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+            if not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
+                is_lost = self._answers != answers  # the client can lose an answer: others came meanwhile
+                if repeated or not is_lost:
+                    self._report_silence(timeout_s)
+                if is_lost:
+                    answer, repeated = None, True
                 continue
+            try:
+                result = answer.result()
+            except tb.ClientClosedError:
+                pass
             except tb.ClientEvictedError:
                 # A cluster keeps 64 sessions and evicts the oldest. Its client needs a new one.
                 if self._client is client:
@@ -169,36 +186,13 @@ class SystemOfRecord:
             else:
                 self._answers += 1
                 return result
+            answer = None
         raise Closed(f"the connection to {self._store} is closing; run again to resume")
 
-    async def _answer[T](
-        self, client: Ledger, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float
-    ) -> T:
-        """Wait for the answer. Each time that it does not come in time, report the outage."""
-        repeated = False
-        while True:
-            answers = self._answers
-            # The client waits for its server without a limit, and cancelling a request leaks its packet. So the request
-            # is a task that nobody cancels. Closing the client ends it.
-            answer = asyncio.ensure_future(request(client))
-            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
-            while not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
-                others_answered = self._answers != answers
-                if repeated or not others_answered:
-                    wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
-                    self._outages.report(
-                        NoAnswer(
-                            f"{self._store} did not answer within {timeout_s:.0f} s; start it{'' if answers else wrong} "
-                            "and run again"
-                        ),
-                        self._store,
-                    )
-                if others_answered:
-                    break
-            else:
-                return answer.result()
-            # The client can lose an answer, so the request is repeated.
-            repeated = True
+    def _report_silence(self, timeout_s: float) -> None:
+        wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
+        text = f"did not answer within {timeout_s:.0f} s; start it{'' if self._answers else wrong} and run again"
+        self._outages.report(NoAnswer(f"{self._store} {text}"), self._store)
 
 
 async def _query_all(queries: list[tb.QueryFilter], client: Ledger) -> list[list[tb.Account]]:
