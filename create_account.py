@@ -29,7 +29,10 @@ from clients.stores.system_of_reference import SystemOfReference
 
 @types.coroutine  # lets the SDK await the generator
 def create_account(ctx: Context, uuid: str) -> Any:
-    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`."""
+    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`.
+
+    To add a step, write its function, and call it here before `return`: docs/operations.md, 'Changing the steps'.
+    """
     ctx = ctx.options(timeout=DEADLINE)
     reference, _ = ctx.get_dependency(Stores)
 
@@ -118,7 +121,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     differing_fields = differences(existing_account, uuid)
     if not differing_fields:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, f"TigerBeetle's account {guid} has {', '.join(differing_fields)}")
+    return Outcome("exists_diff", guid, "; ".join(differing_fields))
 
 
 # -- Register, inject, run -------------------------------------------------
@@ -135,7 +138,7 @@ def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfR
     """Register the workflow, and inject the two stores.
 
     Create `Resonate` with `retry_policy=Never()`: by default, it retries a failed step for decades. During an outage, a step
-    does not fail: the stores' methods wait. If you add a step, see docs/operations.md, 'Changing the steps'.
+    does not fail: the stores' methods wait.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))

@@ -132,11 +132,11 @@ IGNORED_FLAGS = tb.AccountFlags.CLOSED | tb.AccountFlags.IMPORTED | tb.AccountFl
 
 
 def differences(held: tb.Account, uuid: str) -> list[str]:
-    """Return the fields in which an account differs from the uuid's, as `code 2, not 1`."""
+    """Return how an account differs from the uuid's, as `TigerBeetle's account 7 has code 2, not 1`."""
     wanted = account_of(uuid, str(held.id))
     held = replace(held, flags=held.flags & ~IGNORED_FLAGS)
     return [
-        f"{field} {getattr(held, field)}, not {getattr(wanted, field)}"
+        f"TigerBeetle's account {held.id} has {field} {getattr(held, field)}, not {getattr(wanted, field)}"
         for field in ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")
         if getattr(held, field) != getattr(wanted, field)
     ]
