@@ -26,7 +26,7 @@ from clients.promises.reading import EXISTING
 from create_account import DEADLINE, Stores
 from operations.opening import connect
 from operations.reading import read_state, with_readers
-from operations.steps import register_adoptions
+from operations.steps import versions
 
 if TYPE_CHECKING:
     import tigerbeetle as tb
@@ -90,9 +90,8 @@ def decide(state: AccountState, *, again: bool) -> Attempt | None:
 def resumed(state: AccountState, *, again: bool) -> Attempt:
     """Return the pending attempt. Raises `Refused`."""
     last = state.promises[-1]
-    if last.cannot_run:
-        page = "docs/operations.md, 'A promise that no program resumes'"
-        raise Refused(f"promise {last.id} is pending and cannot be executed: {last.cannot_run}; see {page}")
+    if last.halt:
+        raise Refused(f"promise {last.id} is {last.halt}; see docs/operations.md, 'A promise that no program resumes'")
     if len(state.promises) == 1:
         waits = f" and {state.waits_for}" if state.waits_for else ""
         raise Refused(f"promise {last.id} is pending{waits}; to resume it, run {rerun(state.uuid)}")
@@ -140,8 +139,7 @@ async def run(uuid: str, settings: Settings, *, again: bool) -> int:
             raise Halted(str(panic)) from panic
         state = await read(uuid, settings)
     if not state.agrees:
-        reasons = "; ".join(state.reasons()) or "a store has changed since the attempt; run adopt again"
-        raise Halted(f"PANIC: uuid {uuid!r} is {state.verdict}: {reasons}")
+        raise Halted(state.conflict())
     for promise in state.broken_promises():
         print_diagnostic(
             f"both stores hold this account, but promise {promise.id} names guid {promise.guid} of uuid "
@@ -157,11 +155,12 @@ async def read(uuid: str, settings: Settings) -> AccountState:
 
 async def carry_out(attempt: Attempt, settings: Settings) -> None:
     """Run or resume the attempt. Raises its `Panic`."""
-    async with connect(settings) as (resonate, clients):
+    async with connect(settings) as clients:
         if attempt.existing:
             existing = cast("SystemOfRecord", ExistingAccounts(clients.record, clients.outages))
-            resonate.with_dependency(Stores(clients.reference, existing))
-        version, target = register_adoptions(resonate), EXISTING if attempt.existing else OPERATORS
-        start = resonate.options(timeout=DEADLINE, target=target, version=version).run
+            clients.resonate.with_dependency(Stores(clients.reference, existing))
+        target, version = EXISTING if attempt.existing else OPERATORS, max(versions(clients.resonate))
+        start = clients.resonate.options(timeout=DEADLINE, target=target, version=version).run
         settling = clients.settled(attempt.id, lambda: start(attempt.id, "adopt_account", *attempt.arguments))
-        await (await clients.outages.result_or_raise(settling)).result()
+        settled, _ = await clients.outages.result_or_raise(settling)
+        await settled.result()

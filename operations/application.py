@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from clients import limits
 from clients.account import check_uuid
 from clients.errors import Halted, Unavailable, UsageError
-from clients.panic import check_command
 from clients.promises import server
 from operations.create import create
 from operations.opening import connect
+from operations.reading import read_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,12 +73,13 @@ class Accounts:
         Raises `Halted` if the uuid has several accounts.
         """
         self._check_open()
-        asking = self._clients.record.guids_of(uuid)
-        guids = await self._clients.outages.result_or_raise(asking, timeout_s=limits.ANSWER_TIMEOUT_S + MARGIN_S)
+        finding = self._find(uuid)
+        return await self._clients.outages.result_or_raise(finding, timeout_s=limits.ANSWER_TIMEOUT_S + MARGIN_S)
+
+    async def _find(self, uuid: str) -> str | None:
+        guids = await self._clients.record.guids_of(uuid)
         if len(guids) > 1:
-            raise Halted(
-                f"CONFLICT: TigerBeetle holds {', '.join(guids)} for uuid {uuid!r}. Run: {check_command(uuid)}"
-            )
+            raise Halted((await read_state(self._clients, uuid)).conflict())
         return guids[0] if guids else None
 
     async def close(self) -> None:
@@ -95,8 +96,7 @@ class Accounts:
     async def _create_in_turn(self, uuid: str) -> str:
         async with self._in_flight:
             guid, _ = await self._clients.outages.result_or_raise(
-                create(uuid, self._clients.resonate, self._clients),
-                timeout_s=limits.ANSWER_TIMEOUT_S + server.LEASE.total_seconds() + MARGIN_S,
+                create(uuid, self._clients), timeout_s=limits.ANSWER_TIMEOUT_S + server.LEASE.total_seconds() + MARGIN_S
             )
         return guid
 
@@ -118,7 +118,7 @@ async def open_accounts(settings: Settings) -> AsyncIterator[Accounts]:
     The SDK logs each lost lease with a traceback. If the application has configured no logging, nothing is printed.
     """
     logging.getLogger("resonate").addHandler(logging.NullHandler())
-    async with connect(settings, announce=True) as (_, clients):
+    async with connect(settings, announce=True) as clients:
         accounts = Accounts(clients)
         try:
             yield accounts

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from clients.settings import Settings
-    from operations.reading import Readers
+    from operations.opening import Clients
 
 
-async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:
+async def unreferenced(readers: Clients, count: Counter[str]) -> AsyncIterator[str]:
     """Yield the accounts that have no row."""
     newest = 0
     while page := await readers.record.query_accounts(accounts_after(newest, PAGE)):
@@ -34,7 +34,7 @@ async def unreferenced(readers: Readers, count: Counter[str]) -> AsyncIterator[s
                 yield f"unreferenced: TigerBeetle holds account {guid}, but {readers.reference.name} has no row for it"
 
 
-async def disagreeing(readers: Readers, count: Counter[str]) -> AsyncIterator[str]:
+async def disagreeing(readers: Clients, count: Counter[str]) -> AsyncIterator[str]:
     """Yield the rows without an account, and those whose account differs."""
     last = None
     while page := await readers.reference.page(last, PAGE):
@@ -51,7 +51,7 @@ async def disagreeing(readers: Readers, count: Counter[str]) -> AsyncIterator[st
                     yield finding
 
 
-async def recheck(readers: Readers, uuid: str, count: Counter[str]) -> AsyncIterator[str]:
+async def recheck(readers: Clients, uuid: str, count: Counter[str]) -> AsyncIterator[str]:
     """Read the uuid again, promises included, and yield its finding, if there is one."""
     state = await read_state(readers, uuid)
     if state.verdict == "staged" and state.in_progress:
@@ -64,7 +64,7 @@ async def recheck(readers: Readers, uuid: str, count: Counter[str]) -> AsyncIter
         yield f"conflict: uuid {uuid!r}: {'; '.join(state.reasons())}"
 
 
-async def report(readers: Readers) -> int:
+async def report(readers: Clients) -> int:
     count: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     for search in (unreferenced, disagreeing):

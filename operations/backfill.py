@@ -31,15 +31,13 @@ from clients.command.console import UNAVAILABLE, USAGE, print_diagnostic, print_
 from clients.errors import HALTED, Halted, Unavailable, UsageError
 from clients.promises.cannot_run import StillLeased, Unexecutable
 from create_account import create_account
-from operations.batch import BYTES_MAX, create_batch, size_of
-from operations.create import create
+from operations.batch import BYTES_MAX, batch_id, size_of
+from operations.create import create, run_batch
 from operations.opening import connect
 from operations.steps import are_of_batches
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from resonate.resonate import Resonate
+    from collections.abc import AsyncIterator
 
     from clients.settings import Settings
     from operations.opening import Clients
@@ -68,38 +66,19 @@ SINGLE_RUNS_MAX = 64
 # -- Input -----------------------------------------------------------------
 
 
-async def ready(add: Callable[..., None], remove: Callable[[int], Any], descriptor: int) -> None:
-    """Wait for a pipe or a terminal without blocking the event loop, which renews leases and handles Ctrl-C."""
-    event = asyncio.Event()
-    try:
-        add(descriptor, event.set)
-    except PermissionError:
-        return  # a regular file is always ready
-    try:
-        await event.wait()
-    finally:
-        remove(descriptor)
-
-
 async def read_lines(descriptor: int) -> AsyncIterator[bytes | None]:
     """Yield the lines as they arrive, without their ends. A line longer than `LINE_MAX_BYTES` is cut. None: a pause."""
-    loop = asyncio.get_running_loop()
-    rest = b""
-    while True:
-        arriving = asyncio.ensure_future(ready(loop.add_reader, loop.remove_reader, descriptor))
-        try:
-            if not (await asyncio.wait({arriving}, timeout=PAUSE_S))[0]:
-                yield None
-            await arriving
-        finally:
-            arriving.cancel()
-        chunk = os.read(descriptor, 65_536)
+    rest, chunk = b"", b"\n"
+    while chunk:
+        # In a thread: the event loop renews leases and handles Ctrl-C, which does not wait for the thread.
+        reading = asyncio.ensure_future(asyncio.to_thread(os.read, descriptor, 65_536))
+        if not (await asyncio.wait({reading}, timeout=PAUSE_S))[0]:
+            yield None
+        chunk = await reading
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line
         rest = rest[: LINE_MAX_BYTES + len(codecs.BOM_UTF8)]
-        if not chunk:
-            break
     if rest:
         yield rest
 
@@ -160,6 +139,29 @@ def check_list(lines: list[str], invalid: list[str]) -> None:
 # -- Accounts --------------------------------------------------------------
 
 
+async def create_batch(uuids: list[str], clients: Clients) -> tuple[bool, list[str | None]]:
+    """Create the accounts as a batch, or resume it. Returns whether it had ended before, and the guids.
+
+    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid, also if the
+    account exists, but its row was lost since.
+    """
+    try:
+        batch, ended = await run_batch(batch_id(uuids), uuids, clients)
+        result = await batch.result()
+        guids = dict(zip(uuids, result["guids"], strict=True))
+        # The accounts of a batch that ended before are not among the newest.
+        newer_than = None if ended else int(result["newest"])
+    except Exception:  # noqa: BLE001 - any error or value can be stored in a promise; the single runs report it
+        return False, [None] * len(uuids)
+    # Read first, here too.
+    existing = await clients.record.guids_of_many(uuids, newer_than)
+    rows = await clients.reference.rows_of_many([(uuid, guid or "") for uuid, guid in guids.items()])
+    return ended, [
+        guid if held == [guid] and found == [(uuid, guid)] else None
+        for (uuid, guid), held, found in zip(guids.items(), existing, rows, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Account:
     uuid: str
@@ -172,9 +174,8 @@ class Account:
 class Backfill:
     """Reads uuids, creates their accounts in batches of at most `chunk` lines, and prints them in order."""
 
-    def __init__(self, resonate: Resonate, clients: Clients, chunk: int, unfinished: IO[str], bar: tqdm[Any]) -> None:
+    def __init__(self, clients: Clients, chunk: int, unfinished: IO[str], bar: tqdm[Any]) -> None:
         self.counts: Counter[str] = Counter()
-        self._resonate = resonate
         self._clients = clients
         self._chunk = chunk
         self._unfinished = unfinished
@@ -224,14 +225,14 @@ class Backfill:
         """Create the accounts as a batch, if there are several. Those that are left out need a single run."""
         if len(uuids) <= 1 or not self._in_batches:
             return {}
-        ended, guids = await create_batch(uuids, self._resonate, self._clients)
+        ended, guids = await create_batch(uuids, self._clients)
         return {uuid: Account(uuid, guid, ended) for uuid, guid in zip(uuids, guids, strict=True) if guid is not None}
 
     async def _single(self, uuid: str, in_flight: asyncio.Semaphore) -> Account:
         """Create one account, or say what became of it, as `create_account.py` does."""
         async with in_flight:
             try:
-                return Account(uuid, *await create(uuid, self._resonate, self._clients))
+                return Account(uuid, *await create(uuid, self._clients))
             except (Halted, Unexecutable) as halted:
                 return Account(uuid, halted=str(halted))
             except StillLeased as pending:
@@ -264,11 +265,9 @@ class Backfill:
             await self._write(block)
 
     async def _write(self, block: str) -> None:
-        """Write to stdout. A pipe that is ready takes a block of PIPE_BUF bytes at once."""
-        loop = asyncio.get_running_loop()
-        await ready(loop.add_writer, loop.remove_writer, sys.stdout.fileno())
+        """Write to stdout. A pipe takes a block of PIPE_BUF bytes as a whole, or not at all."""
         with tqdm.external_write_mode() if sys.stdout.isatty() else contextlib.nullcontext():
-            print_result(block.removesuffix("\n"))
+            await asyncio.to_thread(print_result, block.removesuffix("\n"))
 
     def _skip(self, problem: str) -> None:
         self.counts["invalid"] += 1
@@ -285,11 +284,11 @@ class Backfill:
 
 async def backfill(descriptor: int, chunk: int, settings: Settings) -> int:
     with tempfile.SpooledTemporaryFile(1 << 20, "w+", encoding="utf-8") as unfinished:
-        async with connect(settings) as (resonate, clients):
+        async with connect(settings) as clients:
             visible = sys.stderr is not None and sys.stderr.isatty()
             total = count_lines(descriptor) if visible else None
             bar = tqdm(total=total, unit=" accounts", disable=not visible)
-            work = Backfill(resonate, clients, chunk, unfinished, bar)
+            work = Backfill(clients, chunk, unfinished, bar)
             started = time.monotonic()
             try:
                 await clients.outages.result_or_raise(work.run(descriptor))

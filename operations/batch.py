@@ -12,29 +12,23 @@ promise, `create-account-<uuid>`, with the same state and value as after a singl
 If an account cannot simply be created, the batch runs the single step of `create_account.py` for it, and that step decides.
 So each conflict is defined once. A panic halts its account only.
 
-A single run, or another batch, that meets a claimed account completes the batch first (`complete`).
+A single run, or another batch, that meets a claimed account completes the batch first: `complete` in create.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import msgspec
 import tigerbeetle as tb
-from resonate.error import AlreadyRegisteredError, ApplicationError
 
 from clients.account import account_of, check_request, promise_id
-from clients.errors import Unavailable
-from clients.panic import Panic, describe, panic_if
-from clients.promises import cannot_run
-from clients.promises.claims import Claims, batch_of
-from clients.promises.reading import get_promise, handle_of
+from clients.panic import Panic, panic_if
+from clients.promises.claims import Claims
 from create_account import DEADLINE, Outcome, Stores, commit_account, stage_account
 from operations.steps import are_of_batches, versions
 
@@ -42,11 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from resonate.context import Context
-    from resonate.handle import ResonateHandle
     from resonate.resonate import Resonate
-    from resonate.types import PromiseRecord
-
-    from operations.opening import Clients
 
 #: Bytes of a batch's largest step result, at the most. A Resonate server accepts requests of 2 MiB, of Base64.
 BYTES_MAX = 1_000_000
@@ -214,114 +204,14 @@ def without(accounts: dict[str, str], panics: list[tuple[str, str, str, str]]) -
     return {uuid: guid for uuid, guid in accounts.items() if uuid not in halted}
 
 
-# -- Callers ---------------------------------------------------------------
+# -- Registration ----------------------------------------------------------
 
 
-def register_workflow(resonate: Resonate) -> None:
-    """Register the workflow, if a version of `create_account` has its steps. May be called again.
+def register(resonate: Resonate, claims: Claims) -> None:
+    """Register the workflow, if a version of `create_account` has its steps, and inject what it needs besides the stores.
 
     Else this program lacks the steps, and a pending batch waits for a program that has them.
     """
     if any(map(are_of_batches, versions(resonate).values())):
-        with contextlib.suppress(AlreadyRegisteredError):
-            resonate.register(create_accounts, name="create_accounts")
-
-
-def register(resonate: Resonate, clients: Clients) -> Claims:
-    """Register the workflow and inject what it needs besides the two stores. May be called again."""
-    claims = Claims(resonate, clients.network)
-    register_workflow(resonate)
+        resonate.register(create_accounts, name="create_accounts")
     resonate.with_dependency(claims)
-    return claims
-
-
-async def create_batch(uuids: list[str], resonate: Resonate, clients: Clients) -> tuple[bool, list[str | None]]:
-    """Create the accounts as a batch, or resume it. Returns whether it had ended before, and the guids.
-
-    TigerBeetle is seen to hold the account of each guid. None: a single run says what became of the uuid, also if the
-    account exists, but its row was lost since.
-    """
-    register(resonate, clients)
-    promise = await get_promise(resonate, batch_id(uuids))
-    ended = promise is not None and promise.state != "pending"
-    try:
-        if promise is not None and ended:
-            batch = handle_of(promise)
-        else:
-            if promise is not None:
-                cannot_run.raise_if_unexecutable(promise, resonate)
-            batch = await run_batch(batch_id(uuids), uuids, resonate, clients)
-        result = await batch.result()
-        guids = dict(zip(uuids, result["guids"], strict=True))
-        # The accounts of a batch that ended before are not among the newest.
-        newer_than = None if ended else int(result["newest"])
-    except Exception:  # noqa: BLE001 - any error or value can be stored in a promise; the single runs report it
-        return False, [None] * len(uuids)
-    # Read first, here too.
-    existing = await clients.record.guids_of_many(uuids, newer_than)
-    rows = await clients.reference.rows_of_many([(uuid, guid or "") for uuid, guid in guids.items()])
-    return ended, [
-        guid if held == [guid] and found == [(uuid, guid)] else None
-        for (uuid, guid), held, found in zip(guids.items(), existing, rows, strict=True)
-    ]
-
-
-async def run_batch(id_: str, uuids: list[str], resonate: Resonate, clients: Clients) -> ResonateHandle[Any]:
-    """Run or resume the batch, and wait until its promise is settled."""
-    start = resonate.options(timeout=DEADLINE).run
-    return await clients.settled(id_, lambda: start(id_, create_accounts, uuids))
-
-
-#: A lock for each batch that this process completes: two requests may need the same batch.
-_completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-
-async def complete(batch: str, uuid: str, resonate: Resonate, clients: Clients) -> None:
-    """Settle the promise of an account that a batch has claimed: run the batch to its end.
-
-    If the batch ended but did not settle the promise, nobody else will. Then the promise is resolved if both stores
-    hold the account, and otherwise rejected with the reason, so that an operator can finish the account.
-    """
-
-    async def is_claimed() -> bool:
-        promise = await get_promise(resonate, promise_id(uuid))
-        return promise is not None and batch_of(promise) == batch
-
-    claims = register(resonate, clients)
-    lock = _completing.setdefault(batch, asyncio.Lock())
-    async with lock:
-        if not await is_claimed():
-            return
-        promise = await get_promise(resonate, batch)
-        if promise is not None and promise.state == "pending":
-            cannot_run.raise_if_unexecutable(promise, resonate)
-            # The promise has recorded all uuids of the batch. A resumed run takes those, not this argument.
-            await run_batch(batch, [uuid], resonate, clients)
-            promise = await get_promise(resonate, batch)
-        if promise is not None and promise.state == "pending":
-            raise Unavailable(f"batch {batch} is still pending; run again")
-        if await is_claimed():
-            await claims.settle({uuid: await final_result(uuid, await describe_end(promise, batch), clients)})
-
-
-async def describe_end(promise: PromiseRecord | None, batch: str) -> str:
-    """Say how the batch ended."""
-    if promise is None:
-        return f"batch {batch} was not found"
-    try:
-        await handle_of(promise).result()
-    except Exception as error:  # noqa: BLE001 - any error can be stored in a promise
-        return f"batch {batch} is {promise.state}: {error}"
-    return f"batch {batch} is {promise.state}"
-
-
-async def final_result(uuid: str, ended: str, clients: Clients) -> dict[str, str] | ApplicationError:
-    """Return the result of a claimed account whose batch ended without a result for it."""
-    # Read first: the System of Record decides whether the account exists.
-    guids = await clients.record.guids_of(uuid)
-    guid = guids[0] if guids else ""
-    rows = await clients.reference.rows_of(uuid, guid)
-    if len(guids) == 1 and rows == [(uuid, guids[0])]:
-        return {"uuid": uuid, "guid": guids[0]}
-    conflict = describe(clients.reference.name, guid, rows, guids)
-    return ApplicationError(f"{ended}, and it did not settle uuid {uuid!r}: {conflict}")

@@ -28,9 +28,9 @@ async def run(uuid: str, settings: Settings) -> int:
 
 def report(state: AccountState) -> None:
     for promise in state.promises:
-        detail = f"account {promise.guid}" if promise.state == "resolved" else promise.message
-        detail = state.waits_for if promise.batch is not None else promise.cannot_run or detail
-        print_result(f"promise {promise.id}: {promise.state}" + (f", {detail}" if detail else ""))
+        waits = f" and {state.waits_for}" if promise.batch is not None else ""
+        result = f", account {promise.guid}" if promise.state == "resolved" else waits
+        print_result(f"promise {promise.id}: {promise.halt or promise.state + result}")
     if not state.promises:
         print_result(f"promise {promise_id(state.uuid)}: not found")
     for account in state.accounts:

@@ -117,18 +117,6 @@ Exit status:
 """,
 }
 
-#: The module of each command.
-MODULES = {
-    "check": "operations.check",
-    "list": "operations.list",
-    "audit": "operations.audit",
-    "halted": "operations.halted",
-    "adopt": "operations.adopt",
-    "backfill": "operations.backfill",
-    "reference": "operations.reference",
-    "worker": "operations.worker",
-}
-
 
 def main() -> int:
     parser = _parser()
@@ -141,7 +129,7 @@ def main() -> int:
     given.pop("verbose", None)
     if command != "worker":  # a worker uses nothing embedded
         print_embedded_notice(settings)
-    module = importlib.import_module(MODULES[command])
+    module = importlib.import_module(f"operations.{command}")
     return int(run_async(module.run(settings=settings, **given)))
 
 

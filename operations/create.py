@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from resonate.error import ServerError
+from resonate.error import ApplicationError, ServerError
 
 from clients.account import promise_id
 from clients.command.console import print_diagnostic, print_result, run_async
-from clients.errors import Halted
-from clients.panic import Panic, check_command
-from clients.promises import cannot_run
+from clients.errors import Halted, Unavailable
+from clients.panic import Panic, check_command, describe
 from clients.promises.cannot_run import Unexecutable
-from clients.promises.claims import batch_of
-from clients.promises.reading import decode, get_promise, handle_of
-from create_account import start
-from operations.batch import complete
+from clients.promises.reading import Claimed, decode, get_promise
+from create_account import DEADLINE, start
 from operations.command_line import EXIT_STATUSES, Parser, add_uuid, add_verbose, parse, print_embedded_notice
 from operations.opening import connect
-from operations.reading import Readers, read_state
+from operations.reading import read_state
 from operations.steps import names_of, versions
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ Without settings, no server is needed. README.md, 'Settings', explains the envir
 {EXIT_STATUSES}"""
 
 
-async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, bool]:
+async def create(uuid: str, clients: Clients) -> tuple[str, bool]:
     """Create the account, or resume its creation. Returns its guid, and whether it existed before.
 
     TigerBeetle is seen to hold that account. Prints one line if the account's row was lost since. Raises `Halted` if an
@@ -45,64 +44,66 @@ async def create(uuid: str, resonate: Resonate, clients: Clients) -> tuple[str, 
     """
     id_ = promise_id(uuid)
     while True:
-        promise = await get_promise(resonate, id_)
-        existed = promise is not None and promise.state != "pending"
-        if promise is not None and not existed:
-            if batch := batch_of(promise):  # a backfill has claimed the account: finish its batch, and look again
-                await complete(batch, uuid, resonate, clients)
-                continue
-            cannot_run.raise_if_unexecutable(promise, resonate)
         try:
-            if promise is not None and existed:
-                settled = handle_of(promise)
-            else:
-                settled = await clients.settled(id_, lambda: start(resonate, uuid))
-        except ServerError as error:
+            settled, existed = await clients.settled(id_, lambda: start(clients.resonate, uuid))
+            break
+        except Claimed as claimed:  # by a backfill: finish its batch, and look again
+            await complete(claimed.batch, uuid, clients)
+        except ServerError as error:  # another process has created the promise meanwhile, without a task: look again
             if error.code != HTTPStatus.UNPROCESSABLE_ENTITY:
                 raise
-            continue  # another process has created the promise meanwhile, and it has no task: look again
-        try:
-            return await verified_guid(settled, uuid, resonate, clients), existed
-        except Halted:
-            if (guid := await adopted_guid(uuid, resonate, clients)) is None:
-                raise
-            return guid, True
-
-
-async def verified_guid(settled: ResonateHandle[Any], uuid: str, resonate: Resonate, clients: Clients) -> str:
-    """Return the guid of a settled promise, after TigerBeetle is seen to hold that account. Raises `Halted`."""
-    id_ = promise_id(uuid)
+    guid, panic = None, None
     try:
         result = await settled.result()
         guid = str(result["guid"]) if result["uuid"] == uuid else None
-    except Panic as panic:
-        raise Halted(str(panic)) from panic
-    except Exception as error:  # any class of error can be stored in a promise
-        problem = f"{type(error).__name__}: {error}"
-        raise Halted(
-            f"PANIC: promise {id_} settled without an account: {problem}. Run: {check_command(uuid)}"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - any class of error can be stored in a promise
+        panic = error if isinstance(error, Panic) else None
     # Read first, here too: the System of Record decides whether the account exists.
-    if guid is None or await clients.record.guids_of(uuid) != [guid]:
-        state = await read_state(Readers(clients.reference, clients.record, resonate), uuid)
-        reasons = "; ".join(state.reasons()) or "a store has just changed"
-        raise Halted(f"CONFLICT for uuid {uuid!r}: {reasons}. Run: {check_command(uuid)}")
-    if await clients.reference.rows_of(uuid, guid) != [(uuid, guid)]:
-        print_diagnostic(
-            f"account {guid} of uuid {uuid!r} exists, but {clients.reference.name} no longer has its row. "
-            f"Run: {check_command(uuid)}"
-        )
-    return guid
-
-
-async def adopted_guid(uuid: str, resonate: Resonate, clients: Clients) -> str | None:
-    """Return the account's guid if an operator has adopted it after a panic and both stores hold it, else None."""
-    state = await read_state(Readers(clients.reference, clients.record, resonate), uuid)
+    if guid is not None and await clients.record.guids_of(uuid) == [guid]:
+        if await clients.reference.rows_of(uuid, guid) != [(uuid, guid)]:
+            lost = f"account {guid} of uuid {uuid!r} exists, but {clients.reference.name} no longer has its row"
+            print_diagnostic(f"{lost}. Run: {check_command(uuid)}")
+        return guid, existed
+    state = await read_state(clients, uuid)
     if not state.adopted:
-        return None
-    adoption = state.promises[-1].id
-    print_diagnostic(f"promise {promise_id(uuid)} is rejected, but an operator has adopted the account: {adoption}")
-    return state.guid
+        raise Halted(str(panic or state.conflict()))
+    print_diagnostic(f"promise {id_} is rejected, but an operator has adopted the account: {state.promises[-1].id}")
+    return str(state.guid), True
+
+
+async def run_batch(id_: str, uuids: list[str], clients: Clients) -> tuple[ResonateHandle[Any], bool]:
+    """Run or resume the batch, and wait until its promise is settled. Returns its handle, and whether it was before."""
+    begin = clients.resonate.options(timeout=DEADLINE).run
+    return await clients.settled(id_, lambda: begin(id_, "create_accounts", uuids))
+
+
+#: A lock for each batch that this process completes: two requests may need the same batch.
+_completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+
+async def complete(batch: str, uuid: str, clients: Clients) -> None:
+    """Settle the promise of an account that a batch has claimed: run the batch to its end.
+
+    If the batch ended but did not settle the promise, nobody else will. Then the promise is resolved if both stores
+    hold the account, and otherwise rejected with the reason, so that an operator can finish the account.
+    """
+    lock = _completing.setdefault(batch, asyncio.Lock())
+    async with lock:
+        state = await read_state(clients, uuid)
+        if state.claim == batch and state.batch is not None and state.batch.state == "pending":
+            # The promise has recorded all uuids of the batch. A resumed run takes those, not this argument.
+            await run_batch(batch, [uuid], clients)
+            state = await read_state(clients, uuid)
+        if state.claim != batch:
+            return
+        if state.batch is not None and state.batch.state == "pending":
+            raise Unavailable(f"batch {batch} is still pending; run again")
+        result: dict[str, Any] | ApplicationError = {"uuid": uuid, "guid": state.guid}
+        if not state.agrees:
+            accounts = [str(account.id) for account in state.accounts]
+            found = describe(state.reference, state.guid or "", state.rows, accounts)
+            result = ApplicationError(f"uuid {uuid!r} {state.waits_for} and did not settle it: {found}")
+        await clients.claims.settle({uuid: result})
 
 
 async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
@@ -124,19 +125,19 @@ async def saved_steps(uuid: str, resonate: Resonate) -> list[str]:
 
 async def run(uuid: str, settings: Settings, *, steps: bool) -> str:
     """Create the account and return its guid. `steps`: say on stderr what each step did, and when."""
-    async with connect(settings) as (resonate, clients):
-        return await clients.outages.result_or_raise(create_and_show(uuid, resonate, clients, steps=steps))
+    async with connect(settings) as clients:
+        return await clients.outages.result_or_raise(create_and_show(uuid, clients, steps=steps))
 
 
-async def create_and_show(uuid: str, resonate: Resonate, clients: Clients, *, steps: bool) -> str:
-    before = await saved_steps(uuid, resonate) if steps else []
+async def create_and_show(uuid: str, clients: Clients, *, steps: bool) -> str:
+    before = await saved_steps(uuid, clients.resonate) if steps else []
 
     async def print_steps() -> None:
-        for number, step in enumerate(await saved_steps(uuid, resonate) if steps else []):
+        for number, step in enumerate(await saved_steps(uuid, clients.resonate) if steps else []):
             print_diagnostic(f"{step} ({'saved before' if number < len(before) else 'ran now'})")
 
     try:
-        guid, _ = await create(uuid, resonate, clients)
+        guid, _ = await create(uuid, clients)
     except (Halted, Unexecutable):  # after Ctrl-C and after an outage, nothing is asked any more
         await print_steps()
         raise

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from clients.account import accounts_after, promise_id, uuid_of
 from clients.command.console import print_diagnostic, print_result
+from clients.promises.reading import read_promise, unresolved
 from operations.reading import PAGE, is_uuid, with_readers
 
 if TYPE_CHECKING:
     from clients.settings import Settings
-    from operations.reading import Readers
+    from operations.opening import Clients
 
 
 async def run(settings: Settings) -> int:
@@ -21,7 +22,7 @@ async def run(settings: Settings) -> int:
     return 0
 
 
-async def table(readers: Readers) -> list[tuple[str, ...]]:
+async def table(readers: Clients) -> list[tuple[str, ...]]:
     """Return a line for each row, for each account without a row, and for each other promise that is not resolved."""
     accounts, newest = list[str](), 0
     while len(accounts) <= PAGE and (page := await readers.record.query_accounts(accounts_after(newest, PAGE))):
@@ -36,7 +37,7 @@ async def table(readers: Readers) -> list[tuple[str, ...]]:
     staged = {guid for _, guid in await readers.reference.find("", accounts)}
     lines += [("?", guid, "no row", "account") for guid in accounts if guid not in staged]
     known = {uuid for uuid, *_ in lines}
-    async for promise in readers.unresolved():
+    async for promise in unresolved(readers.resonate):
         requested = uuid_of(promise.id)
         if requested is None or requested in known:
             continue
@@ -50,9 +51,9 @@ async def table(readers: Readers) -> list[tuple[str, ...]]:
     return [(*map(str, line), await state_of(line[0], readers)) for line in lines]
 
 
-async def state_of(uuid: object, readers: Readers) -> str:
+async def state_of(uuid: object, readers: Clients) -> str:
     """Return the state of the promise of the uuid's first run."""
     if not (isinstance(uuid, str) and uuid != "?" and is_uuid(uuid)):
         return ""
-    promise = await readers.promise(promise_id(uuid))
+    promise = await read_promise(readers.resonate, promise_id(uuid))
     return "no promise" if promise is None else promise.state

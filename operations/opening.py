@@ -15,8 +15,9 @@ from clients.command.console import print_diagnostic
 from clients.errors import Unavailable
 from clients.outages import Outages
 from clients.promises import cannot_run, server
+from clients.promises.claims import Claims
 from clients.promises.embedded import EmbeddedPromises, ReadOnlyPromises
-from clients.promises.reading import get_promise, handle_of
+from clients.promises.reading import find_settled, get_promise, handle_of
 from clients.promises.server import Requests
 from clients.promises.store_pin import Identity, check_or_pin
 from clients.stores.embedded_ledger import EmbeddedLedger
@@ -27,6 +28,8 @@ from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SqliteReference, SystemOfReference
 from clients.stores.tigerbeetle_client import open_client
 from create_account import register
+from operations import batch
+from operations.steps import register_adoptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -46,32 +49,41 @@ class Clients:
     """The two stores, the promises, and the `Resonate` object that runs the workflow with them.
 
     `serve`: run the workflow also when other programs ask the Resonate server for it, as a worker does.
+    `read_only`: read, change nothing, and run nothing. What is registered says what this program can run.
     """
 
-    def __init__(self, settings: Settings, outages: Outages, *, serve: bool = False) -> None:
+    def __init__(self, settings: Settings, outages: Outages, *, serve: bool = False, read_only: bool = False) -> None:
         self.outages = outages
-        self.reference = make_reference(settings, outages)
-        self.record = make_record(settings, outages)
-        arguments = resonate_arguments(settings, outages, serve=serve)
+        self.reference = make_reference(settings, outages, read_only=read_only)
+        self.record = make_record(settings, outages, read_only=read_only)
+        arguments = resonate_arguments(settings, outages, serve=serve, read_only=read_only)
         self.network: EmbeddedPromises | Requests = arguments["network"]
         self.resonate = Resonate(**arguments, retry_policy=Never(), autostart=False)
+        self.claims = Claims(self.network)
         register(self.resonate, self.reference, self.record)
-        self._settings = settings
+        batch.register(self.resonate, self.claims)
+        if not serve:  # else another program could request an adoption
+            register_adoptions(self.resonate)
+        self._cluster = str(settings.tb_cluster_id)
+        self._read_only = read_only
         self._give_up: dict[str, float] = {}
 
     async def open(self) -> None:
         """Open both stores and the promises. Raises `Unavailable`."""
-
-        async def open_reference_and_check() -> None:
-            await self.reference.open()
-            if isinstance(self.network, Requests):
-                async with open_promises(self._settings, self.outages) as resonate:
-                    await check_or_pin(resonate, await identity_of(self.reference, self._settings))
-
         await self.network.open()
         # Check the store first, and only then let a worker receive tasks.
-        await asyncio.gather(open_reference_and_check(), self.record.open())
-        self.resonate.start()
+        await asyncio.gather(self._open_reference(), self.record.open())
+        if not self._read_only:
+            self.resonate.start()
+
+    async def _open_reference(self) -> None:
+        await self.reference.open()
+        if isinstance(self.network, Requests) and not self._read_only:
+            await check_or_pin(self.resonate, await self.identity())
+
+    async def identity(self) -> Identity:
+        """Return what all processes of a Resonate server must agree about."""
+        return Identity(await self.reference.identity(), self._cluster)
 
     async def close(self) -> None:
         """Let running workflows finish, and close everything. A step that still waits ends without a result."""
@@ -84,15 +96,17 @@ class Clients:
         await stopping
         await self.network.close()
 
-    async def settled(self, id_: str, start: Callable[[], ResonateHandle[Any]]) -> ResonateHandle[Any]:
-        """Start or resume the workflow of a promise, wait until it is settled, and return its handle.
+    async def settled(self, id_: str, start: Callable[[], ResonateHandle[Any]]) -> tuple[ResonateHandle[Any], bool]:
+        """Start or resume the workflow of a promise, and wait until it is settled. Returns its handle, and whether it was before.
 
         The SDK waits for a message, without a limit. A message can be lost, and so can the lease of a process that was
         paused or died. So this looks at the promise regularly, and starts the workflow again if nobody runs it. Which faults
         make this necessary: docs/workarounds.md.
 
-        Raises `Unexecutable`, `StillLeased`, and `Unavailable` if the promise is lost.
+        Raises `Claimed`, `Unexecutable`, `StillLeased`, and `Unavailable` if the promise is lost.
         """
+        if settled := await find_settled(self.resonate, id_):
+            return settled, True
         handle = start()
         # Raises the error if the promise could not be created. A cancellation must not reach the SDK's creation of it.
         await asyncio.shield(handle.id())
@@ -124,7 +138,7 @@ class Clients:
         finally:
             result.cancel()
         self._give_up.pop(id_, None)
-        return handle
+        return handle, False
 
     def _check_patience(self, id_: str) -> None:
         """Raise `StillLeased` if this process has waited too long for another one.
@@ -143,17 +157,17 @@ class Clients:
 
 @contextlib.asynccontextmanager
 async def connect(
-    settings: Settings, *, serve: bool = False, announce: bool = False
-) -> AsyncIterator[tuple[Resonate, Clients]]:
+    settings: Settings, *, serve: bool = False, read_only: bool = False, announce: bool = False
+) -> AsyncIterator[Clients]:
     """Open everything for the block. Raises `Unavailable`; a worker waits for each store's first answer.
 
     `announce`: print one line when an outage begins, and one when it ends.
     """
     outages = Outages(print_diagnostic if announce else lambda _: None)
-    clients = Clients(settings, outages, serve=serve)
+    clients = Clients(settings, outages, serve=serve, read_only=read_only)
     try:
         await outages.result_or_raise(clients.open(), waits=serve)
-        yield clients.resonate, clients
+        yield clients
     finally:
         await clients.close()
 
@@ -181,26 +195,10 @@ def resonate_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of `Resonate` for the promises that the settings name."""
     if settings.resonate_url is not None:
-        return server.resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+        arguments = server.resonate_arguments(settings.resonate_url, settings.resonate_token, outages, serve=serve)
+        return arguments | ({"sources": []} if read_only else {})
     if read_only:
         return {"network": ReadOnlyPromises(settings.data_dir)}
     # A lease is the right to run a task for some time. Only one process exists here, so 0: it never expires.
     embedded = EmbeddedPromises(settings.data_dir, server.WORKERS, outages)
     return {"network": embedded, "ttl": timedelta(0), "subscription_refresh_secs": 0}
-
-
-async def identity_of(reference: SystemOfReference, settings: Settings) -> Identity:
-    """Return what all processes of a Resonate server must agree about."""
-    return Identity(await reference.identity(), str(settings.tb_cluster_id))
-
-
-@contextlib.asynccontextmanager
-async def open_promises(settings: Settings, outages: Outages) -> AsyncIterator[Resonate]:
-    """Connect to the promises, to read them. No workflow can run here: there is no function and no listener."""
-    arguments = resonate_arguments(settings, outages, read_only=True)
-    await arguments["network"].open()
-    resonate = Resonate(**arguments | {"sources": []})
-    try:
-        yield resonate
-    finally:
-        await resonate.stop()

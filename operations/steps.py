@@ -134,9 +134,7 @@ def adopting(workflow: Callable[..., Any]) -> Callable[..., Any]:
     return adopt_account
 
 
-def register_adoptions(resonate: Resonate) -> int:
-    """Register the workflow of an adoption for each version of `create_account`. Returns the newest version."""
-    workflows = versions(resonate)
-    for version, workflow in workflows.items():
+def register_adoptions(resonate: Resonate) -> None:
+    """Register the workflow of an adoption for each version of `create_account`."""
+    for version, workflow in versions(resonate).items():
         resonate.register(adopting(workflow), name="adopt_account", version=version)
-    return max(workflows)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from clients.account import differences, id_of
+from clients.panic import check_command
 
 if TYPE_CHECKING:
     import tigerbeetle as tb
@@ -30,11 +31,23 @@ class AccountState:
     batch: Promise | None = None
 
     @property
+    def claim(self) -> str | None:
+        """The id of the batch that has claimed the account of the pending promise."""
+        return self.promises[0].batch if self.promises else None
+
+    @property
     def waits_for(self) -> str:
         """Say what the pending promise of a claimed account waits for; empty for any other account."""
-        claim = self.promises[0].batch if self.promises else None
-        how = "was not found" if self.batch is None else f"is {self.batch.state}"
-        return f"waits for batch {claim}, which {how}" if claim is not None else ""
+        how = "was not found" if self.batch is None else f"is {self.batch.halt or self.batch.state}"
+        return f"waits for batch {self.claim}, which {how}" if self.claim is not None else ""
+
+    def halt(self, promise: Promise) -> str:
+        """Return `Promise.halt`. The promise of a claimed account is halted if its batch is, or has ended."""
+        if promise.batch is None:
+            return promise.halt
+        if self.batch is not None and self.batch.state == "pending":
+            return self.batch.halt and f"pending and {self.waits_for}"
+        return f"pending and {self.waits_for}; a run of create_account.py ends this"
 
     @property
     def in_progress(self) -> bool:
@@ -68,9 +81,7 @@ class AccountState:
             others = [str(account.id) for account in self.accounts if str(account.id) != self.guid]
             problems += [f"TigerBeetle holds account {guid} for the uuid" for guid in others]
         for account in self.accounts:
-            problems += [
-                f"TigerBeetle's account {account.id} has {difference}" for difference in differences(account, self.uuid)
-            ]
+            problems += differences(account, self.uuid)
         return problems
 
     @property
@@ -99,6 +110,12 @@ class AccountState:
             if (promise.state == "resolved" or promise.existing)
             and (promise.guid not in held or promise.uuid != self.uuid)
         ]
+
+    def conflict(self) -> str:
+        """Say in one line why a run does not print the account, and what to run."""
+        halted = [f"promise {promise.id} is {why}" for promise in self.promises[-1:] if (why := self.halt(promise))]
+        reasons = self.reasons() or halted or [f"it is {self.verdict}, because a store has just changed"]
+        return f"CONFLICT for uuid {self.uuid!r}: {'; '.join(reasons)}. Run: {check_command(self.uuid)}"
 
     def reasons(self) -> list[str]:
         """Return the reasons for the verdict `conflict`."""

@@ -1,19 +1,8 @@
 """Serve account creation to a Resonate server: `python -m operations worker`, any number of workers.
 
-Other programs start an account by name, from any language that has a Resonate SDK, or from a shell:
-
-    resonate invoke create-account-user-123 --func create_account --json-args '["user-123"]' \\
-        --target poll://any@create-account --timeout 36500d
-
-The promise's id must be `create-account-<uuid>`, so that all requests for a uuid share one promise.
-
-A worker also resumes the batches of a backfill that died.
-
-If a worker dies, another worker resumes its tasks after their leases expire. All workers share one System of
-Reference. With SQLite they share DATA_DIR, on one host. With PostgreSQL (REFERENCE_URL) they run on any number of
-hosts. A worker whose store differs from the recorded one refuses to work. A worker waits as long as a store or the
-server is unavailable, also at its start. It says so on stderr, once when the outage begins and once when it ends.
-A second signal ends the process at once; its leases expire.
+docs/operations.md, 'worker', says how other programs request an account. A worker also resumes the tasks of a dead worker,
+after their leases expire, and the batches of a dead backfill. It waits as long as a store or the server is unavailable,
+also at its start, and says so on stderr: once when the outage begins, and once when it ends.
 """
 
 from __future__ import annotations
@@ -31,8 +20,7 @@ from clients.command.console import print_diagnostic, received
 from clients.errors import Unavailable
 from clients.promises.server import Requests
 from clients.promises.store_pin import Identity, check_or_pin
-from operations.batch import register
-from operations.opening import connect, identity_of
+from operations.opening import connect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +37,7 @@ async def run(settings: Settings, health_file: Path | None = None) -> int:
     settings.require_server()
     health = None if health_file is None else HealthFile(health_file)
     try:
-        async with connect(settings, serve=True, announce=True) as (resonate, clients):
-            register(resonate, clients)  # before the first task arrives: nothing since `connect` waits
+        async with connect(settings, serve=True, announce=True) as clients:
             try:
                 await clients.outages.result_or_raise(serve(settings, clients, health), waits=True)
             finally:
@@ -63,7 +50,7 @@ async def run(settings: Settings, health_file: Path | None = None) -> int:
 
 
 async def serve(settings: Settings, clients: Clients, health: HealthFile | None) -> None:
-    identity = await identity_of(clients.reference, settings)
+    identity = await clients.identity()
     assert isinstance(clients.network, Requests)
     try:
         await clients.outages.answer(MESSAGES, clients.network.check_delivery)

@@ -48,7 +48,7 @@ from clients.stores.embedded_ledger import EmbeddedLedger
 from clients.stores.system_of_reference import SqliteReference
 from create_account import start
 from operations.backfill import SINGLE_RUNS_MAX as IN_FLIGHT_MAX
-from operations.batch import create_batch
+from operations.backfill import create_batch
 from operations.commands import CHUNK
 from operations.opening import connect
 
@@ -83,20 +83,20 @@ async def raw(count: int, in_flight: int) -> float:
 
 
 async def durable(count: int, in_flight: int) -> float:
-    async with connect(Settings.read(os.environ)) as (resonate, _):
+    async with connect(Settings.read(os.environ)) as clients:
 
         async def create(uuid: str) -> None:
-            await start(resonate, uuid).result()
+            await start(clients.resonate, uuid).result()
 
         return await timed(create, count, in_flight)
 
 
 async def batch(count: int, _: int) -> float:
     uuids = [str(uuid.uuid4()) for _ in range(count)]
-    async with connect(Settings.read(os.environ)) as (resonate, clients):
+    async with connect(Settings.read(os.environ)) as clients:
         started = time.perf_counter()
         for first in range(0, count, CHUNK):
-            _, guids = await create_batch(uuids[first : first + CHUNK], resonate, clients)
+            _, guids = await create_batch(uuids[first : first + CHUNK], clients)
             assert None not in guids
         return time.perf_counter() - started
 
@@ -135,7 +135,7 @@ def places() -> Iterator[dict[str, dict[str, str]]]:
     from .conftest import Replica, free_port, resonate_server  # noqa: PLC0415
     from .postgres import Postgres  # noqa: PLC0415
 
-    ours = ("TB_ADDRESS", "REFERENCE_URL", "RESONATE_URL", "RESONATE_HOST", "DATA_DIR")
+    ours = ("TB_ADDRESS", "REFERENCE_URL", "RESONATE_URL", "DATA_DIR")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     found = {"no server": env}
     with contextlib.ExitStack() as stack:

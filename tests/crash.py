@@ -217,6 +217,7 @@ def watch_batch() -> None:
     prepare(BATCH_POINTS)
 
     from clients.promises.claims import Claims
+    from clients.promises.server import Requests
     from clients.stores.system_of_record import SystemOfRecord
     from clients.stores.system_of_reference import SystemOfReference
     from operations import backfill
@@ -231,18 +232,17 @@ def watch_batch() -> None:
     wrap(Claims, "settle", lambda *_: "write 5")
     watch_promises(batches=True)
 
-    real_send = Claims._send
+    real_ask = Requests._ask
     sent: Counter[str] = Counter()
 
-    async def send(self: Claims, request: Any, in_flight: asyncio.Semaphore) -> Any:
-        promise = await real_send(self, request, in_flight)
-        write = "5" if hasattr(request, "state") else "1"
-        sent[write] += 1
-        if sent[write] == 2:
-            kill_at(f"between write {write}")
-        return promise
+    async def ask(self: Requests, kind: str, **data: Any) -> Any:
+        reply = await real_ask(self, kind, **data)
+        sent[kind] += 1
+        if sent[kind] == 2:
+            kill_at("between write 5" if kind == "promise.settle" else "between write 1")
+        return reply
 
-    Claims._send = send  # type: ignore[method-assign]
+    Requests._ask = ask  # type: ignore[method-assign]
 
 
 def forget(workflow: str) -> None:

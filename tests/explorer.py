@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import msgspec
@@ -32,17 +32,16 @@ from clients.errors import Halted, Unavailable
 from clients.panic import Panic
 from clients.promises.cannot_run import CODEC, Unexecutable
 from clients.promises.claims import CLAIM, Claims
-from clients.promises.reading import handle_of
-from operations import adopt
+from clients.promises.reading import find_settled, handle_of
+from operations import adopt, backfill
 from operations import batch as real_batches
-from operations import create as starter
-from operations.reading import Readers, read_state
+from operations import create as real_create
+from operations.reading import read_state
 from operations.steps import adopting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 
-    from resonate.types import PromiseCreateReq, PromiseSettleReq
 
 FOREIGN_OWNER = 5
 Status = tb.CreateAccountStatus
@@ -142,22 +141,28 @@ class Sender:
             raise ServerError(HTTPStatus.NOT_FOUND, "not found")
         return record_of(id_, stored)
 
-    async def promise_create(self, request: PromiseCreateReq) -> PromiseRecord:
-        assert request.tags is not None
-        return record_of(request.id, await Ask("begin", request.id, ("claimed", request.tags[CLAIM])))
 
-    async def promise_settle(self, request: PromiseSettleReq) -> PromiseRecord:
-        if request.state == "resolved":
-            result = CODEC.decode(request.value)
+class Network:
+    """The requests of a batch, which need no task."""
+
+    async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        return [msgspec.to_builtins(await self._apply(**request)) for request in requests]
+
+    async def _apply(self, kind: str, id: str, **request: Any) -> PromiseRecord | None:  # noqa: A002
+        if kind == "promise.create":
+            return record_of(id, await Ask("begin", id, ("claimed", request["tags"][CLAIM])))
+        sent = msgspec.convert(request["value"], Value)
+        if request["state"] == "resolved":
+            result = CODEC.decode(sent)
             value: tuple[str, ...] = ("resolved", result["uuid"], result["guid"], "without a task")
         else:
-            reason = getattr(CODEC.decode_error(request.value), "condition", "its batch ended")
+            reason = getattr(CODEC.decode_error(sent), "condition", "its batch ended")
             value = ("rejected", reason, "without a task")
-        if (stored := await Ask("settle", request.id, value)) is None:
-            raise ServerError(HTTPStatus.NOT_FOUND, "not found")
-        held = record_of(request.id, stored)
+        if (stored := await Ask("settle", id, value)) is None:
+            return None
         # A state holds the reason of a rejection, not its text.
-        return msgspec.structs.replace(held, value=request.value) if stored == value else held
+        held = record_of(id, stored)
+        return msgspec.structs.replace(held, value=sent) if stored == value else held
 
 
 @functools.cache
@@ -222,13 +227,8 @@ class Resonate:
         return self
 
     def run(self, id_: str, workflow: Any, *arguments: Any) -> Handle:
-        return Handle(self._program, self._lacks, id_, ("pending", workflow.__name__, tuple(map(frozen, arguments))))
-
-    def register(self, workflow: Any, name: str) -> None:
-        assert self._program.workflows[name] is workflow
-
-    def with_dependency(self, dependency: Any) -> None:
-        assert isinstance(dependency, Claims)
+        name = getattr(workflow, "__name__", workflow)
+        return Handle(self._program, self._lacks, id_, ("pending", name, tuple(map(frozen, arguments))))
 
 
 def frozen(result: Any) -> Any:
@@ -261,7 +261,7 @@ class Context:
 
     def get_dependency(self, kind: type) -> Any:
         if kind is Claims:
-            return Claims(Resonate(Program()), None)  # type: ignore[arg-type]
+            return Claims(Network())  # type: ignore[arg-type]
         assert kind.__name__ == "Stores"
         return kind(Reference(), Record())
 
@@ -290,8 +290,8 @@ class Process:
 class Program:
     """The commands: a run, an adoption, `create_account.py` from its first read, and a batch."""
 
-    def __init__(self, module: Any = real, batches: Any = real_batches) -> None:
-        self._batches = batches
+    def __init__(self, module: Any = real, batches: Any = real_batches, create: Any = real_create) -> None:
+        self._create = create
         self.workflows = {
             "create_account": module.create_account,
             "create_accounts": batches.create_accounts,
@@ -320,8 +320,7 @@ class Program:
         return "resolved", result["uuid"], result["guid"]
 
     async def adopt(self, uuid: str, again: bool) -> tuple[str, Any]:
-        clients, resonate = self._clients(), cast("Any", Resonate(self))
-        state = await read_state(Readers(clients.reference, clients.record, resonate), uuid)
+        state = await read_state(self._clients(Resonate(self)), uuid)
         try:
             attempt = adopt.decide(state, again=again)
         except adopt.Refused:
@@ -330,19 +329,24 @@ class Program:
             return "done", (uuid, state.guid)
         return await self.run(attempt.id, "adopt_account", *attempt.arguments)
 
-    def _clients(self) -> Any:
-        async def settled(_: str, start: Callable[[], Handle]) -> Handle:
+    def _clients(self, resonate: Any) -> Any:
+        async def settled(id_: str, start: Callable[[], Handle]) -> tuple[Any, bool]:
+            if found := await find_settled(resonate, id_):
+                return found, True
             handle = start()
             await handle.id()
             await handle.settle()
-            return handle
+            return handle, False
 
-        return SimpleNamespace(reference=Reference(), record=Record(), network=None, settled=settled)
+        claims = Claims(Network())  # type: ignore[arg-type]
+        return SimpleNamespace(
+            reference=Reference(), record=Record(), claims=claims, resonate=resonate, settled=settled
+        )
 
     async def create(self, uuid: str, *lacks: str) -> tuple[str, Any]:
         resonate: Any = Resonate(self, frozenset(lacks))
         try:
-            guid, _ = await starter.create(uuid, resonate, self._clients())
+            guid, _ = await self._create.create(uuid, self._clients(resonate))
             return "done", (uuid, guid)
         except Halted:
             return "panic", None
@@ -352,7 +356,7 @@ class Program:
             return "unavailable", None
 
     async def batch(self, *uuids: str) -> tuple[str, Any]:
-        _, guids = await self._batches.create_batch(list(uuids), Resonate(self), self._clients())
+        _, guids = await backfill.create_batch(list(uuids), self._clients(Resonate(self)))
         return "done", tuple(itertools.chain(*((u, g) for u, g in zip(uuids, guids, strict=True) if g)))
 
     def position(self, process: Process) -> tuple[str, Any]:
@@ -362,12 +366,11 @@ class Program:
         return self._positions[process]
 
     def _replay(self, process: Process) -> tuple[str, Any]:
-        """Run the process up to its next request, with its own ids, one request after another, and these batches."""
+        """Run the process up to its next request, with its own ids, and one request after another."""
         ids = itertools.count(process.fresh, 10)
         with (
             mock.patch.object(tb, "id", functools.partial(next, ids)),
             mock.patch.object(asyncio, "gather", one_after_another),
-            mock.patch.object(starter, "complete", self._batches.complete),
         ):
             command = getattr(self, process.command)(*process.arguments)
             began: dict[str, int] = {}
@@ -646,9 +649,11 @@ def violations_of_batches(state: State, scope: Scope) -> Iterator[str]:
             yield "claim of an ended batch"
 
 
-def explore(scope: Scope, module: Any = real, until: str = "", batches: Any = real_batches) -> tuple[int, set[str]]:
+def explore(
+    scope: Scope, module: Any = real, until: str = "", batches: Any = real_batches, create: Any = real_create
+) -> tuple[int, set[str]]:
     """Return the number of states and the violated invariants. `until`: end when this invariant is violated."""
-    program, violated, seen = Program(module, batches), set[str](), {State()}
+    program, violated, seen = Program(module, batches, create), set[str](), {State()}
     queue = deque(seen)
 
     async def main() -> None:  # the clients create futures and locks, but nothing waits for the event loop
@@ -676,4 +681,4 @@ def load(source: str, name: str = "create_account") -> ModuleType:
 
 
 SOURCE = Path(real.__file__).read_text()
-BATCH_SOURCE = Path(real_batches.__file__).read_text()
+BATCH_SOURCE, CREATE_SOURCE = Path(real_batches.__file__).read_text(), Path(real_create.__file__).read_text()

@@ -215,7 +215,7 @@ def test_former_program_says_that_it_lacks_the_new_version(embedded_world: World
     halted, check = script(embedded_world, "halted"), script(embedded_world, "check", "u")
     assert (halted.returncode, halted.stdout.splitlines()[-1]) == (98, "1 halted, 0 adopted")
     assert f"cannot be executed: {cause}" in halted.stdout
-    assert check.stdout.splitlines()[0] == f"promise create-account-u: pending, {cause}"
+    assert check.stdout.splitlines()[0] == f"promise create-account-u: pending and cannot be executed: {cause}"
     assert f"staged: promise create-account-u is pending and cannot be executed: {cause}" in check.stdout
     assert program.operations("halted").returncode == 0
     assert program.run("u").returncode == 0

@@ -21,8 +21,8 @@ def request(world: World, id_: str, uuid: str) -> Any:
     """Run the workflow as a worker would, whatever the id and the argument."""
 
     async def main() -> Any:
-        async with connect(Settings.read(world.env)) as (resonate, _):
-            promise = resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
+        async with connect(Settings.read(world.env)) as clients:
+            promise = clients.resonate.options(timeout=DEADLINE).run(id_, create_account, uuid)
             return await promise.result()
 
     return asyncio.run(main())

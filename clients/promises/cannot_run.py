@@ -63,12 +63,6 @@ def obstacle(promise: PromiseRecord, resonate: Resonate) -> str | None:
     return None
 
 
-def raise_if_unexecutable(promise: PromiseRecord, resonate: Resonate) -> None:
-    """Raise `Unexecutable` if this program cannot execute the pending promise."""
-    if cause := obstacle(promise, resonate):
-        raise unexecutable(promise.id, cause)
-
-
 def cause_of_release() -> ResonateError | None:
     """Return why the SDK releases a task just now, if it cannot be executed here. None for any other reason."""
     error = sys.exception()  # the error that the SDK handles while it calls this

@@ -6,28 +6,23 @@ order to run a function. So no worker runs this promise. A tag names the batch, 
 
 from __future__ import annotations
 
-import asyncio
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from resonate.error import PlatformError, ResonateError, ServerError
+from resonate.error import PlatformError, ResonateError
 from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq, Value
 
 from clients.account import promise_id
 from clients.promises.cannot_run import CODEC
-from clients.promises.embedded import EmbeddedPromises
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resonate.resonate import Resonate
+    from clients.promises.embedded import EmbeddedPromises
+    from clients.promises.server import Requests
 
 #: The tag of a claimed account's promise. Its value is the id of the batch's promise.
 CLAIM = "claimed-by"
-
-#: Requests to a Resonate server at the same time.
-REQUESTS_MAX = 64
 
 
 class Claim(msgspec.Struct, rename="camel"):
@@ -50,9 +45,8 @@ class Claims:
     An outage leaves the batch's promise pending: a method raises `PlatformError`.
     """
 
-    def __init__(self, resonate: Resonate, network: object) -> None:
-        self._sender = resonate.promises.sender
-        self._engine = network if isinstance(network, EmbeddedPromises) else None
+    def __init__(self, network: EmbeddedPromises | Requests) -> None:
+        self._network = network
 
     async def create(self, batch: str, uuids: list[str], timeout_at: int) -> list[str]:
         """Claim the accounts for the batch. Returns the uuids whose promises are settled or not claimed by it.
@@ -90,33 +84,12 @@ class Claims:
             if promise is None or (promise.state, promise.value) != (request.state, request.value)
         ]
 
-    async def _ask(
-        self, kind: str, requests: Sequence[PromiseCreateReq | PromiseSettleReq]
-    ) -> Sequence[PromiseRecord | Claim | None]:
+    async def _ask(self, kind: str, requests: Sequence[PromiseCreateReq | PromiseSettleReq]) -> list[Claim | None]:
         """Return the promises after the requests. None stands for a promise that is not found."""
         try:
-            if self._engine is not None:
-                responses = await self._engine.apply_many(
-                    [msgspec.to_builtins(request) | {"kind": kind} for request in requests]
-                )
-                return [
-                    None if response["status"] == HTTPStatus.NOT_FOUND else msgspec.convert(response["promise"], Claim)
-                    for response in responses
-                ]
-            in_flight = asyncio.Semaphore(REQUESTS_MAX)
-            return await asyncio.gather(*(self._send(request, in_flight) for request in requests))
+            promises = await self._network.apply_many(
+                [msgspec.to_builtins(request) | {"kind": kind} for request in requests]
+            )
         except ResonateError as error:
             raise PlatformError([error]) from error
-
-    async def _send(
-        self, request: PromiseCreateReq | PromiseSettleReq, in_flight: asyncio.Semaphore
-    ) -> PromiseRecord | None:
-        async with in_flight:
-            try:
-                if isinstance(request, PromiseCreateReq):
-                    return await self._sender.promise_create(request)
-                return await self._sender.promise_settle(request)
-            except ServerError as error:
-                if error.code == HTTPStatus.NOT_FOUND:
-                    return None
-                raise
+        return msgspec.convert(promises, list[Claim | None])

@@ -166,16 +166,17 @@ class EmbeddedPromises(LocalConnection):
                 await self._save({name: origin})
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
-    async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Apply requests for different top-level promises, and return the responses. One transaction reads them all,
-        and one writes them. Raises ConnectorError if this process ends.
+    async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        """Apply requests for different top-level promises, and return the promises. None: not found.
+
+        One transaction reads them all, and one writes them. Raises ConnectorError if this process ends.
         """
         names = [request["id"] for request in requests]
         async with self._entered(names) as origins:
             now = self._clock()
             responses = [origin.state.apply(now, request) for origin, request in zip(origins, requests, strict=True)]
             await self._save(dict(zip(names, origins, strict=True)))
-        return responses
+        return [response.get("promise") for response in responses]
 
     async def _tick_loop(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -274,6 +275,8 @@ class EmbeddedPromises(LocalConnection):
 class ReadOnlyPromises:
     """Answers `promise.get` and `promise.search` from the file, without its lock, and changes nothing."""
 
+    busy, stopping = False, False
+
     def __init__(self, directory: Path) -> None:
         self._database = ReadOnlyFile(directory / "promises.db", schema="")
 
@@ -282,8 +285,9 @@ class ReadOnlyPromises:
         return self
 
     async def start(self) -> None: ...
+    async def stop(self) -> None: ...
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         await self._database.close()
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:

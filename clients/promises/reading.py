@@ -42,10 +42,13 @@ class Promise:
     existing: str | None = None  # the guid of the account that existed when this adoption began
 
     @property
-    def message(self) -> str:
-        """What a rejected promise says, in one line."""
+    def halt(self) -> str:
+        """Its state and the cause, in one line, if no run of this program resolves it; empty otherwise."""
+        if self.state == "pending":
+            return f"pending and cannot be executed: {self.cannot_run}" if self.cannot_run else ""
         message = self.value.get("message", "") if isinstance(self.value, dict) else ""
-        return " ".join(str(message).split())
+        cause = ": " + " ".join(str(message).split()) if message else ""
+        return "" if self.state == "resolved" else self.state + cause
 
     @property
     def uuid(self) -> str | None:
@@ -77,6 +80,31 @@ async def read_promise(resonate: Resonate, id_: str) -> Promise | None:
     """Return the promise with its JSON value; None if it is not found."""
     promise = await get_promise(resonate, id_)
     return None if promise is None else _decoded(promise, resonate)
+
+
+class Claimed(Exception):
+    """A batch has claimed the account of the pending promise."""
+
+    def __init__(self, batch: str) -> None:
+        super().__init__(batch)
+        self.batch = batch
+
+
+async def find_settled(resonate: Resonate, id_: str) -> ResonateHandle[Any] | None:
+    """Return a handle to the promise if it is settled, and None if this program can run it.
+
+    Raises `Claimed`, and `Unexecutable` if this program cannot execute it.
+    """
+    promise = await get_promise(resonate, id_)
+    if promise is None:
+        return None
+    if promise.state != "pending":
+        return handle_of(promise)
+    if batch := batch_of(promise):
+        raise Claimed(batch)
+    if cause := cannot_run.obstacle(promise, resonate):
+        raise cannot_run.unexecutable(id_, cause)
+    return None
 
 
 def handle_of(promise: PromiseRecord) -> ResonateHandle[Any]:

@@ -24,6 +24,7 @@ from clients import limits
 from clients.account import PREFIX
 from clients.command.console import print_diagnostic
 from clients.errors import NoAnswer, Unavailable
+from clients.outages import repeat
 from clients.promises import cannot_run
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ REJECTED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 #: Tasks that may wait in a worker's memory: a few MB.
 WAITING_TASKS_MAX = 10_000
+
+#: Requests of a batch at the same time.
+REQUESTS_MAX = 64
 
 #: Seconds that a stopping process has for releasing its tasks.
 RELEASE_TIMEOUT_S = 2.0
@@ -138,7 +142,8 @@ class Requests(HttpConnection):
         self.unexecutable: dict[str, ResonateError] = {}
 
     async def open(self) -> None:
-        """The SDK connects with the first request."""
+        """Repeat requests during an outage from now on, although the SDK starts this connection later."""
+        await self.start()
 
     async def close(self) -> None:
         """The SDK has closed the connection."""
@@ -161,22 +166,22 @@ class Requests(HttpConnection):
 
         Each message offers the task of a promise that this process has made for this purpose.
         """
-        now = asyncio.get_running_loop().time
-        give_up = now() + RECONNECT_TIMEOUT_S
-        while not self._messages.connected and now() < give_up:  # noqa: ASYNC110 - after an outage it may reconnect later
-            await asyncio.sleep(0.02)
-        self._messages.arrived.clear()
-        give_up = now() + DELIVERY_TIMEOUT_S
-        while now() < give_up:
+
+        async def message() -> None:
             await self._request_message()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._messages.arrived.wait(), DELIVERY_S)
-                return
-        raise NoAnswer(
-            f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy before "
-            "the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for nginx, or the "
-            "like (docs/many-hosts.md)"
-        )
+            await asyncio.wait_for(self._messages.arrived.wait(), DELIVERY_S)
+
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._messages.connected.wait(), RECONNECT_TIMEOUT_S)
+        self._messages.arrived.clear()
+        try:
+            await repeat(message, lambda error: isinstance(error, TimeoutError), DELIVERY_TIMEOUT_S, 0)
+        except TimeoutError as error:
+            raise NoAnswer(
+                f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy "
+                "before the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for "
+                "nginx, or the like (docs/many-hosts.md)"
+            ) from error
 
     async def _request_message(self) -> None:
         reply = await self._ask("task.get", id=self._messages.delivery_id)
@@ -194,6 +199,20 @@ class Requests(HttpConnection):
     async def end_delivery(self) -> None:
         """Settle the promise of `check_delivery`."""
         await self._ask("promise.settle", id=self._messages.delivery_id, state="resolved", value={})
+
+    async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        """Make requests, many at the same time, and return the promises. None: not found. Raises ServerError."""
+        in_flight = asyncio.Semaphore(REQUESTS_MAX)
+
+        async def apply(kind: str, **data: Any) -> dict[str, Any] | None:
+            async with in_flight:
+                reply = await self._ask(kind, **data)
+            status = reply.head.status
+            if status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.NOT_FOUND:
+                raise ServerError(status, str(reply.data))
+            return None if status == HTTPStatus.NOT_FOUND else reply.data["promise"]
+
+        return await asyncio.gather(*(apply(**request) for request in requests))
 
     async def _ask(self, kind: str, **data: Any) -> Response:
         """Make a request that the SDK has no method for."""
@@ -348,19 +367,18 @@ class Messages(SSEConnection):
 
     def __init__(self, url: str, token: str | None, pid: str, group: str) -> None:
         super().__init__(url=url, pid=pid, group=group, auth=token, backoff=RECONNECT)
-        self.connected = False
-        self.arrived = asyncio.Event()
+        self.connected, self.arrived = asyncio.Event(), asyncio.Event()
         self.delivery_id = f"{PREFIX}_worker"  # no promise has this id
         self.waiting: set[str] = set()
         self._refused: dict[str, int] = {}
         self._delayed: set[str] = set()
 
     async def _read_stream(self, resp: aiohttp.ClientResponse) -> None:
-        self.connected = True
+        self.connected.set()
         try:
             await super()._read_stream(resp)
         finally:
-            self.connected = False
+            self.connected.clear()
 
     def refuse(self, task_id: str) -> bool:
         """Receive this task later and later, because this process cannot execute it. Returns whether it was refused before."""

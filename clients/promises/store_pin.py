@@ -9,18 +9,15 @@ After a move or a restore, an operator accepts the present store: `create-accoun
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resonate.error import ResonateError
 from resonate.types import Value
 
 from clients.account import PREFIX
 from clients.errors import Unavailable
-from clients.promises.cannot_run import CODEC
-from clients.promises.reading import get_promise
+from clients.promises.reading import decode, get_promise
 
 if TYPE_CHECKING:
     from resonate.resonate import Resonate
@@ -67,28 +64,23 @@ async def pin(resonate: Resonate, number: int, identity: Identity) -> Identity |
     return _identity(promise)
 
 
-async def mismatch(resonate: Resonate, identity: Identity) -> str | None:
-    """Return one line if the record differs from this process's store or cluster; None if there is no record."""
+async def mismatch(resonate: Resonate, identity: Identity, *, create: bool = False) -> str | None:
+    """Return one line if the record differs from this process's store or cluster. `create`: make the first record."""
     number, last = await pinned(resonate)
-    return _differs(number, last, identity) if number else None
-
-
-async def check_or_pin(resonate: Resonate, identity: Identity) -> None:
-    """Raise `Unavailable` if the record differs. Without a record, create the first one."""
-    number, last = await pinned(resonate)
-    if number == 0:
+    if number == 0 and create:
         number, last = 1, await pin(resonate, 1, identity)
-    if line := _differs(number, last, identity):
-        raise Unavailable(line)
-
-
-def _differs(number: int, last: Identity | None, identity: Identity) -> str | None:
-    if last == identity:
+    if number == 0 or last == identity:
         return None
     return (
         f"promise {pin_id(number)} records {last or 'no store'}, but this process uses {identity}: correct REFERENCE_URL, DATA_DIR "
         "or TB_CLUSTER_ID; only after a move or a restore run `python -m operations reference --accept`"
     )
+
+
+async def check_or_pin(resonate: Resonate, identity: Identity) -> None:
+    """Raise `Unavailable` if the record differs. Without a record, create the first one."""
+    if line := await mismatch(resonate, identity, create=True):
+        raise Unavailable(line)
 
 
 async def _settled(resonate: Resonate, id_: str) -> PromiseRecord | None:
@@ -99,9 +91,7 @@ async def _settled(resonate: Resonate, id_: str) -> PromiseRecord | None:
 
 def _identity(promise: PromiseRecord) -> Identity | None:
     """Return what a resolved promise records; None if it records something else."""
-    data = None
-    with contextlib.suppress(ResonateError):
-        data = CODEC.decode(promise.value)
+    data = decode(promise.value)
     if promise.state != "resolved" or not isinstance(data, dict) or data.keys() != {"store", "cluster"}:
         return None
     return Identity(str(data["store"]), str(data["cluster"]))

@@ -13,10 +13,9 @@ from typing import Any
 
 from resonate.types import Value
 
-from clients.outages import Outages
-from clients.promises.reading import Promise
+from clients.promises.reading import Promise, read_promise
 from clients.settings import Settings
-from operations.reading import open_readers
+from operations.opening import connect
 
 from ..conftest import HANG_S, World
 from ..processes import Process
@@ -74,8 +73,8 @@ def promise_of(world: World, id_: str) -> Promise | None:
     """Return the durable promise; None if it is not found."""
 
     async def read() -> Promise | None:
-        async with open_readers(Settings.read(world.env), Outages()) as readers:
-            return await readers.promise(id_)
+        async with connect(Settings.read(world.env), read_only=True) as clients:
+            return await read_promise(clients.resonate, id_)
 
     return asyncio.run(read())
 

@@ -132,8 +132,8 @@ def connected[T](world: World, work: Callable[[Resonate, Clients], Awaitable[T]]
     """Connect as a command does, and return the result of the work."""
 
     async def main() -> T:
-        async with connect(Settings.read(world.env)) as (resonate, clients):
-            return await work(resonate, clients)
+        async with connect(Settings.read(world.env)) as clients:
+            return await work(clients.resonate, clients)
 
     return asyncio.run(main())
 

@@ -245,5 +245,5 @@ def test_adopt_whose_account_loses_its_row_meanwhile_says_what_to_do(world: Worl
     unstage(world, user)
     done = script(world, "adopt", user)
     assert (done.returncode, done.stdout) == (98, "")
-    assert "is unreferenced: a store has changed since the attempt; run adopt again" in done.stderr
+    assert "it is unreferenced, because a store has just changed. Run: python -m operations check" in done.stderr
     assert_adopted(world, user)

@@ -81,7 +81,7 @@ def test_several_accounts_of_a_uuid_are_a_conflict(embedded_world: World, user: 
     commit(embedded_world, user, guid)
     commit(embedded_world, user, str(int(guid) + 1))
 
-    with pytest.raises(Halted, match="CONFLICT: TigerBeetle holds"):
+    with pytest.raises(Halted, match=r"CONFLICT for uuid .* TigerBeetle holds account"):
         opened(embedded_world, lambda accounts: accounts.find(user))
 
 

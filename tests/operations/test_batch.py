@@ -16,7 +16,7 @@ import tigerbeetle as tb
 
 from clients.account import account_of, owner_of, promise_id
 from clients.panic import Panic
-from operations.batch import batch_id, create_accounts, register
+from operations.batch import batch_id, create_accounts
 
 from ..conftest import ServerWorld, World, assert_accounts_exist, numbered, quick_only, wait_until
 from ..crash import BATCH_POINTS, BATCH_STEPS, left_to_do
@@ -267,7 +267,7 @@ def test_claims_of_a_canceled_batch_are_settled_by_the_next_run(world: World, us
     assert (single.status, many.status, many.shown) == (98, 98, [])
     [reason] = [line for line in many.err.splitlines() if f"{uuids[0]!r}" in line]
     assert reason == single.err.splitlines()[-1]
-    assert f"batch {batch_id(uuids)} is rejected_canceled" in reason
+    assert f"batch {batch_id(uuids)}, which is rejected_canceled" in reason
     assert "TigerBeetle holds no account" in reason
     staged = world.rows(uuids[0])
     assert ("stages nothing" in reason) == (staged == [])
@@ -281,7 +281,7 @@ def test_claim_of_a_lost_batch_is_settled_by_the_next_run(embedded_world: World,
     lose(embedded_world, batch_id(uuids))
     single = embedded_world.run(uuids[0])
     assert single.status == 98
-    assert f"batch {batch_id(uuids)} was not found" in single.err
+    assert f"batch {batch_id(uuids)}, which was not found" in single.err
     assert_adopted(embedded_world, uuids[0], embedded_world.rows(uuids[0])[0])
 
 
@@ -332,14 +332,14 @@ def test_operators_commands_say_what_a_claimed_account_waits_for(world_with_own_
     killed(world, uuids, "after write 3")
     waits = f"waits for batch {batch_id(uuids)}, which is"
     checked = script(world, "check", uuids[0])
-    assert f"promise {promise_id(uuids[0])}: pending, {waits} pending" in checked.stdout
+    assert f"promise {promise_id(uuids[0])}: pending and {waits} pending" in checked.stdout
     assert script(world, "audit").stdout == "clean; 0 accounts, 3 rows, 3 in progress\n"
     assert script(world, "halted").stdout == "0 halted, 0 adopted\n"
     refused = script(world, "adopt", uuids[0])
     assert f"is pending and {waits} pending; to resume it, run" in refused.stderr
 
     cancel(world, batch_id(uuids))
-    assert f"pending, {waits} rejected_canceled" in script(world, "check", uuids[0]).stdout
+    assert f"pending and {waits} rejected_canceled" in script(world, "check", uuids[0]).stdout
     audited = script(world, "audit")
     assert audited.returncode == 98
     assert audited.stdout.count(f"its promise is pending and {waits} rejected_canceled") == 3
@@ -366,7 +366,6 @@ def test_batch_that_must_not_run_writes_nothing(embedded_world: World, user: str
     uuids = [user, *more]
 
     async def ask(resonate: Resonate, clients: Clients) -> Any:
-        register(resonate, clients)
         return await resonate.run(id_ or batch_id(uuids), create_accounts, uuids).result()
 
     with pytest.raises(ValueError, match=words):

@@ -10,7 +10,7 @@ import pytest
 from resonate.types import Value
 
 from clients.account import promise_id
-from operations.batch import batch_id, register
+from operations.batch import batch_id
 
 from ..clients.commands import command
 from ..conftest import World, numbered, quick_only
@@ -94,7 +94,7 @@ def test_accounts_of_a_batch_that_cannot_be_executed_are_halted_and_the_rest_is_
     async def claim(resonate: Resonate, clients: Clients) -> None:
         tags = {"resonate:target": "poll://any@create-account"} if task else {}
         await resonate.promises.create(batch, DEADLINE_MS, Value(data=call), tags)
-        await register(resonate, clients).create(batch, claimed, DEADLINE_MS)
+        await clients.claims.create(batch, claimed, DEADLINE_MS)
 
     connected(world, claim)
     for uuids in ([*claimed, other], claimed):
@@ -112,7 +112,7 @@ def test_rejected_promise_whose_message_does_not_decode_is_halted(world: World, 
     spoil(world, promise_id(user), SPOILED[data])
     single, many = world.run(user), run(world, *numbered(user, 2), user)
     assert (single.status, single.out) == (98, "")
-    assert f"promise create-account-{user} settled without an account: " in single.err.splitlines()[-1]
+    assert f"promise create-account-{user} is rejected" in single.err.splitlines()[-1]
     assert (many.status, list(many.accounts)) == (98, numbered(user, 2))
     assert single.err.splitlines()[-1] in many.err
     listed = [line for line in script(world, "halted").stdout.splitlines() if user in line]

@@ -12,15 +12,12 @@ import pytest
 from resonate.types import Value
 
 from clients.account import PREFIX
-from clients.outages import Outages
 from clients.promises.store_pin import LIFETIME_MS, Identity, pin
-from clients.settings import Settings
-from operations.opening import open_promises
 
 from ..conftest import HANG_S, PostgresServerWorld, ServerWorld, World, numbered
 from .backfills import run
 from .commands import Done, assert_adopted, halt, script
-from .test_worker import worker
+from .test_worker import caller, worker
 
 MISMATCH = "promise create-account_reference-1 records store"
 
@@ -109,8 +106,7 @@ def test_running_worker_of_the_old_store_ends_when_another_is_accepted(shared: S
 
 def test_one_of_two_first_processes_wins(server_world: ServerWorld) -> None:
     async def race() -> None:
-        settings, outages = Settings.read(server_world.env), Outages()
-        async with open_promises(settings, outages) as one, open_promises(settings, outages) as two:
+        async with caller(server_world) as one, caller(server_world) as two:
             for number in range(1, 21):
                 a, b = Identity("a", "0"), Identity("b", "0")
                 first, second = await asyncio.gather(pin(one, number, a), pin(two, number, b))
@@ -147,7 +143,7 @@ def create_record(world: ServerWorld, *, canceled: bool = False) -> None:
     """Create the first record's promise, and do not resolve it."""
 
     async def main() -> None:
-        async with open_promises(Settings.read(world.env), Outages()) as resonate:
+        async with caller(world) as resonate:
             await resonate.promises.create("create-account_reference-1", LIFETIME_MS * 2, Value(data=None), {})
             if canceled:
                 await resonate.promises.cancel("create-account_reference-1", Value(data=None))
