@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     from clients.outages import Outages
 
-#: Seconds between two attempts to use a server that is unavailable.
-RETRY_INTERVAL_S = 0.1
-
 #: Seconds without a request after which a connection is closed. Load balancers and firewalls forget a connection that was
 #: idle for some minutes, and do not say so: its next request would get no answer.
 IDLE_MAX_S = 30
@@ -42,14 +39,11 @@ IDLE_MAX_S = 30
 #: Seconds that the requests in flight have when the connections close.
 CLOSE_TIMEOUT_S = 0.5
 
-#: The number of the lock that protects CREATE TABLE. Other programs must not use it.
-TABLES_LOCK = 7_246_105_819
-
 # COLLATE "C": an upgrade of the operating system's C library can corrupt an index of another collation.
 # CREATE TABLE IF NOT EXISTS fails in a race, and for a role that may not create tables.
-TABLES = f"""
+TABLES = """
     DO $$ BEGIN
-      PERFORM pg_advisory_xact_lock({TABLES_LOCK});
+      PERFORM pg_advisory_xact_lock(7246105819); -- other programs must not use this number
       IF to_regclass('accounts') IS NULL THEN
         CREATE TABLE accounts (uuid text COLLATE "C" PRIMARY KEY, guid text COLLATE "C" NOT NULL UNIQUE);
       END IF;
@@ -58,9 +52,6 @@ TABLES = f"""
       END IF;
     END $$
 """
-
-#: Seconds after which the server ends a transaction whose process has frozen. Its rows would block other processes.
-IDLE_TIMEOUT_S = 10
 
 READ_ONLY = "accepts no writes"
 
@@ -76,8 +67,6 @@ RELIED_ON = {
     "current_setting('transaction_isolation') = 'read committed'": "ignores BEGIN; correct the proxy before it and run again",
 }
 
-#: The database that this process has begun with. The parameter is the id.
-SAME_DATABASE = "EXISTS (SELECT FROM reference WHERE id = ${})"
 REPLACED = "was replaced while this process ran; run `python -m operations check` before you run again"
 
 
@@ -89,16 +78,8 @@ def begin_sql() -> str:
         SET LOCAL synchronous_commit = on; -- an answered write survives a power cut
         SET LOCAL row_security = off; -- an error, and no hidden rows
         SET LOCAL statement_timeout = {limits.ANSWER_TIMEOUT_S * 1000:.0f};
-        SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_S * 1000};
+        SET LOCAL idle_in_transaction_session_timeout = '10s'; -- the rows of a frozen process would block others
     """
-
-
-def with_checks(sql: str, id_parameter: int | None) -> str:
-    """Return the statement with one column more, the first: what is wrong, or NULL. It returns one row at least."""
-    relied_on = RELIED_ON if id_parameter is None else RELIED_ON | {SAME_DATABASE.format(id_parameter): REPLACED}
-    cases = " ".join(f"WHEN NOT {true} THEN '{wrong.replace("'", "''")}'" for true, wrong in relied_on.items())
-    problem = f"SELECT CASE {cases} END AS problem"
-    return f"WITH answer AS ({sql}) SELECT problem, answer.* FROM ({problem}) AS checks LEFT JOIN answer ON true"  # noqa: S608
 
 
 #: The tables' columns and unique keys. With other ones, a row could be missing for a read and exist for a write.
@@ -128,8 +109,6 @@ FORM = f"""
     SELECT 'a write-ahead log' FROM pg_class WHERE oid = to_regclass($1) AND relpersistence = 'p'
 """  # noqa: S608
 
-PORT_MAX = 65_535
-
 _HOST = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?"
 _URL = re.compile(
     rf"postgres(?:ql)?://(?:[^@/?#:]*(?::(?P<password>[^@/?#]*))?@)?(?P<place>(?P<hosts>(?:{_HOST}(?:,{_HOST})*)?)(?:/[^@/?#]*)?)"
@@ -139,17 +118,19 @@ _URL = re.compile(
 
 #: The files that asyncpg reads for TLS, by a parameter of the URL (sslcert) or a variable (PGSSLCERT), and by default.
 TLS_FILES = {
-    "SSLROOTCERT": "~/.postgresql/root.crt",
-    "SSLCERT": "~/.postgresql/postgresql.crt",
-    "SSLKEY": "~/.postgresql/postgresql.key",
-    "SSLCRL": "~/.postgresql/root.crl",
+    "PGSSLROOTCERT": "~/.postgresql/root.crt",
+    "PGSSLCERT": "~/.postgresql/postgresql.crt",
+    "PGSSLKEY": "~/.postgresql/postgresql.key",
+    "PGSSLCRL": "~/.postgresql/root.crl",
 }
 
 #: SQLSTATEs, or their classes, of errors that end without a change of settings.
 PASSING = ("08", "25006", "25P03", "40", "53300", "55P03", "57")
 
+#: Those of a host that cannot be used now, so that the next one is tried.
+AWAY = ("08", "25006", "57P03")
+
 ACTIONS = {
-    "25006": "correct REFERENCE_URL so that it names the primary server",
     "28": "correct REFERENCE_URL",
     "3D000": "correct REFERENCE_URL or create the database",
     "42704": "correct REFERENCE_URL",
@@ -160,37 +141,27 @@ ACTIONS = {
 }
 
 
-def place_of(url: str) -> str:
-    """Return the URL's hosts and database, without user and password. Raises `Unavailable` if it is invalid."""
+def parsed(url: str) -> re.Match[str]:
+    """Return the parts of REFERENCE_URL. Raises `Unavailable`, and does not quote it: it may contain a password."""
     match = _URL.fullmatch(url)
     ports = re.findall(r":(\d+)(?:,|$)", match["hosts"]) if match else []
     try:
         urlsplit(url)  # asyncpg does the same, and the error would quote the password
     except ValueError:
         match = None
-    if match is None or not all(1 <= int(port) <= PORT_MAX for port in ports):  # not quoted: it may contain a password
+    if match is None or not all(int(port) in range(1, 2**16) for port in ports):
         raise Unavailable(
             "REFERENCE_URL is invalid; set it to postgresql://user:password@host:5432/database, with the special "
             "characters of user and password percent-encoded"
         )
-    return match["place"]
-
-
-def hosts_of(url: str) -> list[str]:
-    """Return a URL for each host. A URL without a host is returned as it is."""
-    match = _URL.fullmatch(url)
-    assert match is not None
-    return [url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")]
+    return match
 
 
 def tls_files(url: str) -> dict[str, bool]:
     """Return the files that asyncpg reads for TLS, and whether each is named, by the URL or by a variable."""
-    named = {name.upper(): path for name, path in parse_qsl(url.partition("?")[2])}
-    files: dict[str, bool] = {}
-    for parameter, default in TLS_FILES.items():
-        path = named.get(parameter) or os.environ.get(f"PG{parameter}")
-        files[path or os.path.expanduser(default)] = path is not None  # noqa: PTH111 - it raises nothing
-    return files
+    named = os.environ | {f"PG{name.upper()}": path for name, path in parse_qsl(url.partition("?")[2])}
+    files = {name: named.get(name) or os.path.expanduser(default) for name, default in TLS_FILES.items()}  # noqa: PTH111 - it raises nothing
+    return {file: name in named for name, file in files.items()}
 
 
 def check_files(url: str) -> None:
@@ -206,28 +177,17 @@ def check_files(url: str) -> None:
                 ) from error
 
 
-def password_file(url: str) -> str:
-    """Return what is wrong with the password file, which asyncpg reads if there is no other password; or an empty text."""
-    match = _URL.fullmatch(url)
-    if match is None or match["password"] or os.environ.get("PGPASSWORD"):
-        return ""
+def password_file() -> str:
+    """Return what is wrong with the file that asyncpg reads if there is no other password."""
     path = Path(os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass"))  # noqa: PTH111 - it raises nothing
+    problem = "no line fits, or its password is wrong"
     try:
         with path.open("rb"):
-            problem = (
-                "others may read it; run chmod 600"
-                if path.stat().st_mode & 0o077
-                else "no line fits, or its password is wrong"
-            )
+            if path.stat().st_mode & 0o077:
+                problem = "others may read it; run chmod 600"
     except OSError as error:
         problem = str(error.strerror)
     return f"; REFERENCE_URL has no password, and the password file {path} has none: {problem}"
-
-
-class NotPrimary(ConnectionError):
-    """The server accepts no writes: it is a replica, or its administrator has made it read-only."""
-
-    sqlstate = "25006"
 
 
 class PostgresReference(SystemOfReference):
@@ -238,9 +198,13 @@ class PostgresReference(SystemOfReference):
     def __init__(self, url: str, outages: Outages | None = None, *, read_only: bool = False) -> None:
         """`read_only`: do not make missing tables."""
         super().__init__(outages)
-        self.place = f"PostgreSQL at {place_of(url)}"
+        match = parsed(url)
+        self.place = f"PostgreSQL at {match['place']}"
         self._url = url
-        self._urls = hosts_of(url)
+        self._urls = [
+            url[: match.start("hosts")] + host + url[match.end("hosts") :] for host in match["hosts"].split(",")
+        ]
+        self._has_password = bool(match["password"])
         self._read_only = read_only
         self._reads = Batcher(self._read_batch)
         self._writes = Batcher(self._write_batch)
@@ -288,11 +252,10 @@ class PostgresReference(SystemOfReference):
         of_uuid = {uuid: (uuid, guid) for uuid, guid in rows}
         of_guid = {guid: (uuid, guid) for uuid, guid in rows}
 
-        def found(pair: Row) -> list[Row]:
-            either = (of_uuid.get(pair[0]), of_guid.get(pair[1]))
-            return list(dict.fromkeys(row for row in either if row is not None))
+        def found(uuid: str, guid: str) -> list[Row]:
+            return list(dict.fromkeys(filter(None, (of_uuid.get(uuid), of_guid.get(guid)))))
 
-        return [[found(pair) for pair in request] for request in batch]
+        return [[found(*pair) for pair in request] for request in batch]
 
     async def _write_batch(self, batch: list[list[Row]]) -> list[list[bool]]:
         # Sorted: two hosts that write the same rows in different orders would deadlock.
@@ -301,8 +264,7 @@ class PostgresReference(SystemOfReference):
             "INSERT INTO accounts (uuid, guid) SELECT * FROM unnest($1::text[], $2::text[]) "
             "ON CONFLICT DO NOTHING RETURNING uuid, guid"
         )
-        rows = await self._fetch(insert, [uuid for uuid, _ in pairs], [guid for _, guid in pairs])
-        written = set(rows)
+        written = set(await self._fetch(insert, [uuid for uuid, _ in pairs], [guid for _, guid in pairs]))
         answers: list[list[bool]] = []
         for request in batch:
             answers.append([pair in written for pair in request])
@@ -341,13 +303,22 @@ class PostgresReference(SystemOfReference):
         [(self._id,)] = ids or [(None,)]
 
     async def _run(self, connection: asyncpg.Connection, sql: str, *parameters: Any) -> list[Any]:
-        """Return the statement's rows. Raises `Unavailable` or NotPrimary if the server is not what is relied on."""
+        """Return the statement's rows. Raises an error if the server is not what is relied on, or no longer this database."""
+        import asyncpg  # noqa: PLC0415
+
+        relied_on = RELIED_ON
         if self._id is not None:
             parameters = (*parameters, self._id)
-        rows = await connection.fetch(with_checks(sql, len(parameters) if self._id is not None else None), *parameters)
+            relied_on = RELIED_ON | {f"EXISTS (SELECT FROM reference WHERE id = ${len(parameters)})": REPLACED}
+        cases = " ".join(f"WHEN NOT {true} THEN '{wrong.replace("'", "''")}'" for true, wrong in relied_on.items())
+        checks = f"SELECT CASE {cases} END AS problem"
+        rows = await connection.fetch(  # one at least: with the problem
+            f"WITH answer AS ({sql}) SELECT problem, answer.* FROM ({checks}) AS checks LEFT JOIN answer ON true",  # noqa: S608
+            *parameters,
+        )
         problem = rows[0][0]
         if problem == READ_ONLY:
-            raise NotPrimary(problem)
+            raise asyncpg.ReadOnlySQLTransactionError(problem)
         if problem is not None:
             raise Unavailable(f"{self.place} {problem}")
         return [tuple(row)[1:] for row in rows if row[1] is not None]
@@ -372,9 +343,12 @@ class PostgresReference(SystemOfReference):
                 with terminating_at(connection, asyncio.get_running_loop().time() + limit_s):
                     await connection.execute(begin_sql())
                     await self._run(connection, "SELECT 1")
-            except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
-                if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOENT, errno.EISDIR):
-                    check_files(url)
+            except (OSError, asyncpg.PostgresError) as error:
+                if isinstance(error, OSError):
+                    if error.errno in (errno.EACCES, errno.ENOENT, errno.EISDIR):
+                        check_files(url)
+                elif not sqlstate(error).startswith(AWAY):
+                    raise
                 away = error
             else:
                 return connection
@@ -385,16 +359,10 @@ class PostgresReference(SystemOfReference):
         """Return the answer. Passing errors are repeated until the time is over; every request may be repeated."""
         import asyncpg  # noqa: PLC0415
 
-        closed = Closed(f"the connection to {self.place} is closing; run again to resume")
-
-        async def attempt() -> T:
-            if self._closed:
-                raise closed
-            return await self._ask(request, timeout_s)
-
         try:
-            return await repeat(attempt, is_passing, timeout_s, RETRY_INTERVAL_S)
+            return await repeat(lambda: self._ask(request, timeout_s), is_passing, timeout_s, limits.RETRY_INTERVAL_S)
         except (
+            Closed,
             OSError,
             ValueError,
             RuntimeError,  # no thread is left to look up a host name
@@ -403,12 +371,14 @@ class PostgresReference(SystemOfReference):
             asyncpg.InternalClientError,
         ) as error:
             if self._closed:
-                raise closed from error
+                raise Closed(f"the connection to {self.place} is closing; run again to resume") from error
             outage = NoAnswer if is_passing(error) or isinstance(error, socket.gaierror) else Unavailable
             raise outage(self._explain(error)) from error
 
     async def _ask[T](self, request: Callable[[asyncpg.Connection], Awaitable[T]], timeout_s: float) -> T:
         """Make one attempt, of at most `timeout_s`. Raises TimeoutError."""
+        if self._closed:
+            raise Closed
         loop = asyncio.get_running_loop()
         give_up = loop.time() + timeout_s
         known = None
@@ -448,22 +418,23 @@ class PostgresReference(SystemOfReference):
                 "and run again"
             )
         if state == "25006":
-            return f"{self.place} {READ_ONLY}; {ACTIONS['25006']} and run again"
+            return f"{self.place} {READ_ONLY}; correct REFERENCE_URL so that it names the primary server and run again"
+        cannot = "use"
         if isinstance(error, ssl.SSLError):
             files = ", ".join(path for path in tls_files(self._url) if Path(path).exists()) or "no files"
-            return f"cannot use {self.place}: {text} (TLS with {files}); correct them or REFERENCE_URL and run again"
-        if isinstance(error, ValueError):
-            return f"cannot use {self.place}: {text}; correct REFERENCE_URL and run again"
-        if isinstance(error, RuntimeError):
-            return f"cannot reach {self.place}: {text}; raise the limits of processes and memory, and run again"
-        if not state and isinstance(error, OSError):
-            return f"cannot reach {self.place}: {text}; start it, or correct REFERENCE_URL, and run again"
-        action = next(
-            (do for code, do in ACTIONS.items() if state.startswith(code)), "check the server, or the pooler before it"
-        )
-        if state.startswith("28"):
-            text += password_file(self._url)
-        return f"cannot use {self.place}: {text}; {action} and run again"
+            text, action = f"{text} (TLS with {files})", "correct them or REFERENCE_URL"
+        elif isinstance(error, ValueError):
+            action = "correct REFERENCE_URL"
+        elif isinstance(error, RuntimeError):
+            cannot, action = "reach", "raise the limits of processes and memory,"
+        elif not state and isinstance(error, OSError):
+            cannot, action = "reach", "start it, or correct REFERENCE_URL,"
+        else:
+            known = (do for code, do in ACTIONS.items() if state.startswith(code))
+            action = next(known, "check the server, or the pooler before it")
+            if state.startswith("28") and not (self._has_password or os.environ.get("PGPASSWORD")):
+                text += password_file()
+        return f"cannot {cannot} {self.place}: {text}; {action} and run again"
 
 
 @contextlib.contextmanager
