@@ -17,6 +17,12 @@ class NoAnswer(Unavailable):
     """A server did not answer in time. It may later, with the same settings: a worker that starts waits for it."""
 
 
+class Lasting(Unavailable):
+    """It cannot end while this process runs: a worker ends, too."""
+
+    is_temporary = False
+
+
 class Closed(Unavailable):
     """This process closes the connection to the store."""
 

@@ -23,8 +23,7 @@ from resonate_base import PROTOCOL_VERSION
 from clients import limits
 from clients.account import PREFIX
 from clients.command.console import print_diagnostic
-from clients.errors import NoAnswer, Unavailable
-from clients.outages import repeat
+from clients.errors import Lasting, NoAnswer, Unavailable
 from clients.promises import cannot_run
 
 if TYPE_CHECKING:
@@ -64,26 +63,14 @@ REJECTED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 #: Tasks that may wait in a worker's memory: a few MB.
 WAITING_TASKS_MAX = 10_000
 
-#: Requests of a batch at the same time.
-REQUESTS_MAX = 64
-
 #: Seconds that a stopping process has for releasing its tasks.
 RELEASE_TIMEOUT_S = 2.0
 
-#: Seconds that the promise lives by which a worker checks that messages reach it.
-HOUR_S = 3600
-
-#: Seconds in which a message is delivered: the server pushes ten times a second.
-DELIVERY_S = 1
+#: Milliseconds that the promise lives by which a worker checks that messages reach it.
+DELIVERY_PROMISE_MS = 3_600_000
 
 #: Seconds after which messages that do not arrive are an outage.
 DELIVERY_TIMEOUT_S = 8
-
-#: Seconds in which the listener reconnects after an outage.
-RECONNECT_TIMEOUT_S = 20
-
-#: Seconds by which a timer can end too early.
-TIMER_PRECISION_S = 0.01
 
 #: Who holds the lease of a task. "ended": the task is fulfilled, or no such task exists.
 type Lease = Literal["ours", "another's", "free", "ended"]
@@ -103,14 +90,6 @@ def resonate_arguments(url: str, token: str | None, outages: Outages, *, serve: 
         "token": token,
         "subscription_refresh_secs": REFRESH_INTERVAL_S,
     }
-
-
-class Request(msgspec.Struct, eq=False):
-    """The part of a request that shows what happens to a task."""
-
-    kind: str
-    data: dict[str, Any]
-    head: dict[str, Any] = {}
 
 
 def parsed(response: str) -> Response:
@@ -136,8 +115,7 @@ class Requests(HttpConnection):
         self._timeout_s = limits.FIRST_ANSWER_TIMEOUT_S
         self._leased_tasks: set[str] = set()
         self.stopping = False  # then no task is acquired any more
-        self._began: dict[asyncio.Task[Any] | None, float] = {}  # when each request began that is in flight
-        self._failing: set[asyncio.Task[Any] | None] = set()
+        self._failing: dict[asyncio.Task[Any] | None, float] = {}  # requests in flight, by the time when they began
         self._reported_tasks: set[str] = set()
         self.unexecutable: dict[str, ResonateError] = {}
 
@@ -166,34 +144,31 @@ class Requests(HttpConnection):
 
         Each message offers the task of a promise that this process has made for this purpose.
         """
-
-        async def message() -> None:
-            await self._request_message()
-            await asyncio.wait_for(self._messages.arrived.wait(), DELIVERY_S)
-
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._messages.connected.wait(), RECONNECT_TIMEOUT_S)
+            await asyncio.wait_for(self._messages.connected.wait(), 20)  # after an outage, the listener reconnects
         self._messages.arrived.clear()
-        try:
-            await repeat(message, lambda error: isinstance(error, TimeoutError), DELIVERY_TIMEOUT_S, 0)
-        except TimeoutError as error:
-            raise NoAnswer(
-                f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy "
-                "before the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for "
-                "nginx, or the like (docs/many-hosts.md)"
-            ) from error
+        for _ in range(DELIVERY_TIMEOUT_S):
+            await self._request_message()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._messages.arrived.wait(), 1)  # the server pushes ten times a second
+                return
+        raise NoAnswer(
+            f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy "
+            "before the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for "
+            "nginx, or the like (docs/many-hosts.md)"
+        )
 
     async def _request_message(self) -> None:
         reply = await self._ask("task.get", id=self._messages.delivery_id)
         if reply.head.status == HTTPStatus.OK and reply.data["task"]["state"] in ("pending", "acquired"):
             # The server offers a task again as soon as it is released.
             task = {"id": self._messages.delivery_id, "version": reply.data["task"]["version"]}
-            await self._ask("task.acquire", **task, pid=self._pid, ttl=1000 * HOUR_S)
+            await self._ask("task.acquire", **task, pid=self._pid, ttl=DELIVERY_PROMISE_MS)
             await self._ask("task.release", **task)
             return
         self._messages.delivery_id = f"{PREFIX}_worker-{uuid.uuid4().hex}"
         tags = {"resonate:target": self._messages.unicast()}
-        timeout_at = 1000 * (int(time.time()) + HOUR_S)
+        timeout_at = int(1000 * time.time()) + DELIVERY_PROMISE_MS
         await self._ask("promise.create", id=self._messages.delivery_id, timeoutAt=timeout_at, param={}, tags=tags)
 
     async def end_delivery(self) -> None:
@@ -202,7 +177,7 @@ class Requests(HttpConnection):
 
     async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
         """Make requests, many at the same time, and return the promises. None: not found. Raises ServerError."""
-        in_flight = asyncio.Semaphore(REQUESTS_MAX)
+        in_flight = asyncio.Semaphore(64)
 
         async def apply(kind: str, **data: Any) -> dict[str, Any] | None:
             async with in_flight:
@@ -216,28 +191,30 @@ class Requests(HttpConnection):
 
     async def _ask(self, kind: str, **data: Any) -> Response:
         """Make a request that the SDK has no method for."""
-        head = {"corrId": uuid.uuid4().hex, "version": PROTOCOL_VERSION}
-        request = Request(kind, data, head | ({"auth": self._auth} if self._auth else {}))
-        return self._reply(request, await self._send(msgspec.json.encode(request).decode(), {}))
+        head = {"corrId": uuid.uuid4().hex, "version": PROTOCOL_VERSION} | ({"auth": self._auth} if self._auth else {})
+        request = msgspec.json.encode({"kind": kind, "head": head, "data": data}).decode()
+        return self._reply(kind, data, await self._send(request, {}))
 
     async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
-        request = msgspec.json.decode(req, type=Request)
-        if request.kind == "task.acquire":
-            self._messages.waiting.discard(request.data["id"])
+        request = msgspec.json.decode(req)
+        kind, data = request["kind"], request["data"]
+        if kind == "task.acquire":
+            self._messages.waiting.discard(data["id"])
             if self.stopping:
                 raise ConnectorError(RuntimeError("this process is stopping"))
-        if request.kind == "task.release":
-            self._check_release(request.data["id"])
+        if kind == "task.release":
+            self._check_release(data["id"])
         try:
             response = await self._send(req, dict(headers or {}))
         finally:
-            if request.kind == "task.release":
-                self._leased_tasks.discard(request.data["id"])
-        reply = self._reply(request, response)
-        if request.kind == "promise.register_listener" and reply.head.status == HTTPStatus.NOT_FOUND:
+            if kind == "task.release":
+                self._leased_tasks.discard(data["id"])
+        reply = self._reply(kind, data, response)
+        if kind == "promise.register_listener" and reply.head.status == HTTPStatus.NOT_FOUND:
             # The SDK would take this for the promise's end, and it asks even before the server has the promise.
             raise ConnectorError(RuntimeError("no such promise"))
-        self._track_lease(request, reply)
+        if reply.head.status < HTTPStatus.BAD_REQUEST:
+            self._track_lease(kind, data, reply)
         return response
 
     async def _send(self, req: str, headers: dict[str, str]) -> str:
@@ -246,8 +223,7 @@ class Requests(HttpConnection):
         except UnicodeDecodeError:
             return "not UTF-8"
         finally:
-            self._began.pop(asyncio.current_task(), None)
-            self._failing.discard(asyncio.current_task())
+            self._failing.pop(asyncio.current_task(), None)
 
     async def stop(self) -> None:
         """Give running tasks time to be released, so that the next process need not wait for the lease."""
@@ -259,26 +235,22 @@ class Requests(HttpConnection):
 
     def _check_release(self, id_: str) -> None:
         """Note why the SDK releases a task. Raises `ConnectorError` if a worker must not release it."""
-        cause = cannot_run.cause_of_release()
-        if cause is not None:
+        if cause := cannot_run.cause_of_release():
             self.unexecutable[id_] = cause
-        if not self._serve:
-            return
-        if cause is not None:
-            why, reported = f"{cause}; its task is left to other processes", self._messages.refuse(id_)
-        else:
+            if self._serve and not self._messages.refuse(id_):
+                print_diagnostic(f"cannot run {id_}: {cause}; its task is left to other processes")
+        elif self._serve:
             error = sys.exception()  # the error that the SDK handles while it calls this
             why = f"{error}; its task is not released and is redelivered after the lease expires"
             root = error.cause if isinstance(error, PlatformError) else error
             another_leased = isinstance(root, ServerError) and root.code == HTTPStatus.CONFLICT
             closing = isinstance(root, ConnectorError) and isinstance(root.error, Unavailable)
-            reported = another_leased or closing or id_ in self._reported_tasks
+            if not (another_leased or closing or id_ in self._reported_tasks):
+                print_diagnostic(f"cannot run {id_}: {why}")
             self._reported_tasks.add(id_)
-        if not reported:
-            print_diagnostic(f"cannot run {id_}: {why}")
-        if cause is None and not self.stopping:
-            self._leased_tasks.discard(id_)
-            raise ConnectorError(RuntimeError(why))
+            if not self.stopping:
+                self._leased_tasks.discard(id_)
+                raise ConnectorError(RuntimeError(why))
 
     def _ensure_session(self) -> aiohttp.ClientSession:
         if self._session is None and not self._stopped:
@@ -293,19 +265,18 @@ class Requests(HttpConnection):
 
         The SDK repeats silently and without a limit. So a failure that lasts is reported here, at each attempt.
         """
-        task, now = asyncio.current_task(), asyncio.get_running_loop().time
-        began, timeout_s = self._began.setdefault(task, now()), self._timeout_s
+        now, timeout_s = asyncio.get_running_loop().time, self._timeout_s
+        began, limit = now(), asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with limit:
                 response = await handler(request)
                 await self._check_answer(response)
         except (aiohttp.ClientError, TimeoutError) as error:
-            self._failing.add(task)
-            if now() - began > timeout_s - TIMER_PRECISION_S:
+            began = self._failing.setdefault(asyncio.current_task(), began)
+            if limit.expired() or now() - began > timeout_s:
                 cause = f": {error}; start it, or correct RESONATE_URL," if str(error) else "; start it"
                 self._report(f"did not answer within {timeout_s:.0f} s{cause} and run again")
             raise aiohttp.ClientError(str(error)) from error
-        self._failing.discard(task)
         self._timeout_s = limits.ANSWER_TIMEOUT_S
         return response
 
@@ -324,42 +295,35 @@ class Requests(HttpConnection):
             )
         raise aiohttp.ClientError(f"a proxy answered with HTTP status {status}")
 
-    def _reply(self, request: Request, response: str) -> Response:
+    def _reply(self, kind: str, data: dict[str, Any], response: str) -> Response:
         reply = parsed(response)
         if not reply.kind:
             self._report(f"sent an invalid response: {response[:60]!r}; correct RESONATE_URL and run again")
         elif reply.head.status in REJECTED:
-            self._report_rejection(f" for {request.kind} {request.data.get('id', '')}")
+            self._report_rejection(f" for {kind} {data.get('id', '')}")
         elif not self._failing:
             self._outages.recovered(self._name)
         return reply
 
-    def _report(self, problem: str) -> None:
-        self._outages.report(Unavailable(f"{self._name} {problem}"), self._name)
+    def _report(self, problem: str, kind: type[Unavailable] = Unavailable) -> None:
+        self._outages.report(kind(f"{self._name} {problem}"), self._name)
 
     def _report_rejection(self, what: str) -> None:
         """End the command, and also a worker: its environment cannot change, but that of a restarted worker can."""
-        rejection = Unavailable(
-            f"{self._name} rejected the token{what}; correct RESONATE_TOKEN (docs/security.md) and run again"
-        )
-        rejection.is_temporary = False
-        self._outages.report(rejection, self._name)
+        self._report(f"rejected the token{what}; correct RESONATE_TOKEN (docs/security.md) and run again", Lasting)
 
-    def _track_lease(self, request: Request, reply: Response) -> None:
-        if reply.head.status >= HTTPStatus.BAD_REQUEST:
-            return
-        match request.kind:
+    def _track_lease(self, kind: str, data: dict[str, Any], reply: Response) -> None:
+        match kind:
             case "task.create" if reply.data["task"]["state"] == "acquired":
-                self._leased_tasks.add(request.data["action"]["data"]["id"])
-                self.unexecutable.pop(request.data["action"]["data"]["id"], None)
+                id_ = data["action"]["data"]["id"]
+                self._leased_tasks.add(id_)
+                self.unexecutable.pop(id_, None)
             case "task.acquire":
-                self._leased_tasks.add(request.data["id"])
-            case "task.suspend":
-                self._leased_tasks.discard(request.data["id"])
-            case "task.fulfill":
-                self._leased_tasks.discard(request.data["id"])
-                # The server pushes ten times a second; this process need not wait for that.
-                self._messages.deliver("unblock", {"promise": reply.data["promise"]})
+                self._leased_tasks.add(data["id"])
+            case "task.suspend" | "task.fulfill":
+                self._leased_tasks.discard(data["id"])
+                if kind == "task.fulfill":  # the server pushes ten times a second; this process need not wait for that
+                    self._messages.deliver("unblock", {"promise": reply.data["promise"]})
 
 
 class Messages(SSEConnection):

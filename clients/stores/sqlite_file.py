@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import os
 import sqlite3
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from clients import limits
-from clients.errors import Closed, Unavailable
+from clients.errors import Closed, Lasting, Unavailable
 from clients.outages import repeat
 from clients.stores.batcher import Batcher
 
@@ -60,21 +59,19 @@ ENDS = ("", "-journal", "-wal", "-shm")
 CREATING = threading.Lock()
 
 
-def remedy(error: sqlite3.Error | OSError, default: str) -> str:
-    """Return what the user can do about the error. SQLite does not tell that a limit of open files is the cause."""
-    descriptors: list[int] = []
-    try:
-        descriptors.extend(os.open(os.devnull, os.O_RDONLY) for _ in ENDS)
+def remedy(error: sqlite3.Error | OSError | ValueError, default: str) -> str:
+    """Return what the user can do about the error."""
+    if isinstance(error, OSError):
+        return OS_REMEDIES.get(error.errno or 0, default)
+    try:  # SQLite does not tell that a limit of open files is the cause
+        with contextlib.ExitStack() as opened:
+            for _ in ENDS:
+                opened.enter_context(Path(os.devnull).open())
     except OSError as cause:
         if cause.errno in OS_REMEDIES:
             return f"{cause.strerror}: {OS_REMEDIES[cause.errno]}"
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    if isinstance(error, OSError):
-        return OS_REMEDIES.get(error.errno or 0, default)
     code = getattr(error, "sqlite_errorcode", 0)
-    return SQLITE_REMEDIES.get(code, SQLITE_REMEDIES.get(primary_code(error), default))
+    return SQLITE_REMEDIES.get(code, SQLITE_REMEDIES.get(code & 0xFF, default))
 
 
 def check_regular(path: Path) -> None:
@@ -83,11 +80,6 @@ def check_regular(path: Path) -> None:
     for file in (Path(f"{main}{end}") for end in ENDS):
         if (file.exists() or file.is_symlink()) and not file.is_file():
             raise Unavailable(f"{file} is not a regular file: remove it, or choose another DATA_DIR, and run again")
-
-
-def primary_code(error: sqlite3.Error) -> int:
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF
 
 
 def text_or_bytes(raw: bytes) -> str | bytes:
@@ -118,17 +110,7 @@ def create_private(path: Path) -> None:
 
 
 def cannot_open(path: Path, error: OSError | ValueError) -> Unavailable:
-    action = OS_REMEDIES.get(error.errno or 0, WRITABLE) if isinstance(error, OSError) else WRITABLE
-    return Unavailable(f"cannot open {path}: {error}; {action}")
-
-
-class Replaced(Unavailable):
-    """A file was removed or replaced while this process used it, so what this process writes is lost.
-
-    Overwriting the file in place is not noticed.
-    """
-
-    is_temporary = False
+    return Unavailable(f"cannot open {path}: {error}; {remedy(error, WRITABLE)}")
 
 
 #: The device and the inode of a file; None if it does not exist.
@@ -144,9 +126,12 @@ def identity(file: Path | int) -> Identity:
 
 
 def check_identity(path: Path, opened: Identity) -> None:
-    """Raise `Replaced` if the path no longer names the file that was opened."""
+    """Raise `Lasting` if the path no longer names the file that was opened: what this process writes is lost.
+
+    A file that is overwritten in place is not noticed.
+    """
     if identity(path) != opened:
-        raise Replaced(
+        raise Lasting(
             f"{path} was removed or replaced while this process used it; nothing more was recorded: "
             "restore the file, unless it is a -wal file, and run again"
         )
@@ -159,9 +144,8 @@ type Transaction = tuple[Callable[[sqlite3.Connection], Any], bool]
 class Database:
     """One SQLite file with `synchronous=FULL`: an answered write survives a power cut.
 
-    Transactions that arrive while one is being committed share the next one, and so its sync to disk. An
-    answer comes after the commit. Statements run on the event loop, because they take microseconds, less
-    than a change of threads. The commit runs on a thread of its own.
+    Transactions that arrive while one is being committed share the next one, and so its sync to disk. Statements run on
+    the event loop, because they take less time than a change of threads. The commit runs on a thread of its own.
     """
 
     writable = True
@@ -178,8 +162,7 @@ class Database:
 
     async def open(self) -> Self:
         """Open the file. If it does not exist, create it, readable by its owner alone."""
-        connect = functools.partial(self._on_thread, self._connect)
-        await self._retry_while_locked(connect, limits.FIRST_ANSWER_TIMEOUT_S)
+        await self._retry_while_locked(lambda: self._on_thread(self._connect), limits.FIRST_ANSWER_TIMEOUT_S)
         return self
 
     async def close(self) -> None:
@@ -224,7 +207,7 @@ class Database:
         self._db, self._identities = db, {path: identity(path) for path in (self.path, wal)}
 
     async def _commit_patiently(self, batch: list[Transaction]) -> list[Any]:
-        return await self._retry_while_locked(functools.partial(self._commit, batch), limits.ANSWER_TIMEOUT_S)
+        return await self._retry_while_locked(lambda: self._commit(batch), limits.ANSWER_TIMEOUT_S)
 
     async def _commit(self, batch: list[Transaction]) -> list[Any]:
         db = self._db
@@ -235,7 +218,7 @@ class Database:
         try:
             results = [work(db) for work, _ in batch]
             if writes:
-                await self._on_thread(functools.partial(db.execute, "COMMIT"))
+                await self._on_thread(lambda: db.execute("COMMIT"))
             else:
                 db.execute("COMMIT")
         except Exception:
@@ -256,12 +239,11 @@ class Database:
         try:
             return await repeat(attempt, passes, timeout_s, LOCK_RETRY_S)
         except sqlite3.Error as error:
-            action = remedy(error, "check the file and run again")
-            problem = f"cannot use {self.path}: {error}; {action}"
+            problem = f"cannot use {self.path}: {error}; {remedy(error, 'check the file and run again')}"
             if is_locked(error):
                 problem = f"{self.path} is locked by another process, or its file system has no locks; end that process, or {LOCAL}"
             raise Unavailable(problem) from error
 
 
 def is_locked(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -10,7 +10,7 @@ import sys
 
 import tigerbeetle as tb
 
-from clients.errors import Unavailable
+from clients.errors import Lasting, Unavailable
 
 IO_URING_SETUP = 425  # the number of the system call, on each processor that the client supports
 ENTRIES = 32  # as many as the client asks for
@@ -22,17 +22,12 @@ _PERMIT = (
     "io_uring_register, and set kernel.io_uring_disabled=0 on the host"
 )
 _KERNEL = "use Linux 5.11 or newer, without a sandbox such as gVisor"
-_LIMITS = "raise this process's limits of open files and memory"
 _ACTIONS = {
     errno.EPERM: _PERMIT,
     errno.EACCES: _PERMIT,
     errno.ENOSYS: f"{_PERMIT}; {_KERNEL}",
     errno.ENOMEM: "raise the limit of locked memory: `ulimit -l unlimited`, or `ulimits: {memlock: -1}` for a container",
 }
-
-
-class IoUringUnavailable(Unavailable):
-    is_temporary = False
 
 
 def check_io_uring() -> None:
@@ -48,14 +43,13 @@ def check_io_uring() -> None:
     if ring < 0:
         number = ctypes.get_errno()
         cause = f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
-        raise _unavailable(cause, _ACTIONS.get(number, _LIMITS))
-    os.close(ring)
-    if not struct.unpack_from("I", parameters, FEATURES_OFFSET)[0] & EXT_ARG:
-        raise _unavailable("the kernel is too old", _KERNEL)
-
-
-def _unavailable(cause: str, action: str) -> Unavailable:
-    return IoUringUnavailable(f"the TigerBeetle client cannot use io_uring ({cause}); {action}; then run again")
+        action = _ACTIONS.get(number, "raise this process's limits of open files and memory")
+    else:
+        os.close(ring)
+        if struct.unpack_from("I", parameters, FEATURES_OFFSET)[0] & EXT_ARG:
+            return
+        cause, action = "the kernel is too old", _KERNEL
+    raise Lasting(f"the TigerBeetle client cannot use io_uring ({cause}); {action}; then run again")
 
 
 #: Clients that `clients/preconnect.py` has started, by address and cluster id. `open_client` takes them.
@@ -63,7 +57,7 @@ early_clients: dict[tuple[str, int], tb.ClientAsync] = {}
 
 
 def open_client(address: str, cluster: int) -> tb.ClientAsync:
-    """Return a TigerBeetle client. Raises `Unavailable` if the address is invalid."""
+    """Return a client, as `connect` does."""
     return early_clients.pop((address, cluster), None) or connect(address, cluster)
 
 
