@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from resonate.connections import LocalConnection
@@ -25,7 +25,7 @@ from resonate.connections.local import (
     wrap_response_envelope,
 )
 from resonate.error import ConnectorError, ResonateError, ServerError
-from resonate.timing import Clock, now_ms
+from resonate.timing import now_ms
 from resonate_base import ORIGIN_HEADER
 
 from clients import limits
@@ -33,7 +33,7 @@ from clients.errors import Closed, Unavailable
 from clients.outages import repeat
 from clients.promises import cannot_run
 from clients.stores.read_only import ReadOnlyFile
-from clients.stores.sqlite_file import Database, cannot_open, check_identity, create_private, identity
+from clients.stores.sqlite_file import LOCK_RETRY_S, Database, cannot_open, check_identity, create_private, identity
 
 if TYPE_CHECKING:
     import sqlite3
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from clients.outages import Outages
     from clients.promises.server import Lease
 
-#: Seconds between two attempts to lock the promises of a process that may be about to end.
-LOCK_RETRY_S = 0.05
-
 
 class _Snapshot(msgspec.Struct):
     promises: dict[str, DurablePromise]
@@ -54,52 +51,41 @@ class _Snapshot(msgspec.Struct):
     t_timeouts: list[TTimeout]
 
 
-def _loaded(name: str, saved: bytes | str) -> _Snapshot:
-    """Return the promises of an origin. A row that this program has not saved becomes a promise that no run can execute."""
-    try:
-        return msgspec.json.decode(saved, type=_Snapshot)
-    except msgspec.MsgspecError:
-        unreadable = DurablePromise(
-            id=name, state="pending", param={}, value={}, tags={"resonate:target": ""}, timeout_at=2**53,
-            created_at=0, settled_at=None, awaiters=set(), subscribers=set(),
-        )  # fmt: skip
-        return _Snapshot({name: unreadable}, {}, [], [])
-
-
-_EMPTY = msgspec.json.encode(_Snapshot({}, {}, [], []))
-
-
 class _StoredWorkflow:
     """One workflow: its promise and the promises of its steps."""
 
-    def __init__(self, name: str, saved: bytes | None, now: int) -> None:
+    def __init__(self, name: str, saved: bytes | str | None, now: int) -> None:
+        self.name = name
         self.state = ServerState()
-        self.saved = _EMPTY  # reading writes nothing: neither an unknown promise nor one that cannot be read
         self.users = 0
         if saved is not None:
-            snapshot = _loaded(name, saved)
-            self.saved = msgspec.json.encode(snapshot)
-            self.state.promises = snapshot.promises
-            self.state.tasks = snapshot.tasks
-            self.state.p_timeouts = snapshot.p_timeouts
-            self.state.t_timeouts = snapshot.t_timeouts
-            # This process has the file's lock. So no other living process has a lease.
-            for task in self.state.tasks.values():
-                if task.state == "acquired":
-                    self.state.task_release(now, None, {"id": task.id})
-            self.state.outgoing.clear()
+            try:
+                snapshot = msgspec.json.decode(saved, type=_Snapshot)
+            except msgspec.MsgspecError:  # this program has not saved it, and no run can execute it
+                unreadable = DurablePromise(
+                    id=name, state="pending", param={}, value={}, tags={"resonate:target": ""}, timeout_at=2**53,
+                    created_at=0, settled_at=None, awaiters=set(), subscribers=set(),
+                )  # fmt: skip
+                snapshot = _Snapshot({name: unreadable}, {}, [], [])
+            vars(self.state).update(msgspec.structs.asdict(snapshot))
+        # What is in the file. Reading writes nothing: neither an unknown promise nor one that cannot be read.
+        self.saved = self.snapshot()
+        # This process has the file's lock. So no other living process has a lease.
+        for task in self.state.tasks.values():
+            if task.state == "acquired":
+                self.state.task_release(now, None, {"id": task.id})
+        self.state.outgoing.clear()
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> str:
         state = self.state
-        return msgspec.json.encode(_Snapshot(state.promises, state.tasks, state.p_timeouts, state.t_timeouts))
+        snapshot = _Snapshot(state.promises, state.tasks, state.p_timeouts, state.t_timeouts)
+        return msgspec.json.encode(snapshot).decode()
 
     @property
     def idle(self) -> bool:
         """Whether nothing happens to the promises without a request, and nobody waits for them."""
-        state = self.state
-        return all(t.state == "fulfilled" for t in state.tasks.values()) and not any(
-            p.subscribers for p in state.promises.values()
-        )
+        tasks, promises = self.state.tasks.values(), self.state.promises.values()
+        return all(task.state == "fulfilled" for task in tasks) and not any(one.subscribers for one in promises)
 
 
 class EmbeddedPromises(LocalConnection):
@@ -108,26 +94,24 @@ class EmbeddedPromises(LocalConnection):
     Two kinds of changes are not written immediately: "step started" and "listener registered". They are written with the
     next result, because a rerun repeats them.
 
-    A top-level promise and its steps are one row. It is read on the first request and released when it is
-    settled. So a run does not get slower when there are many promises.
+    A top-level promise and its steps are one row, which is in memory only while it is in use.
     """
 
     SCHEMA = "CREATE TABLE IF NOT EXISTS origins (origin TEXT PRIMARY KEY, state TEXT NOT NULL)"
 
-    def __init__(self, directory: Path, group: str, outages: Outages, clock: Clock = now_ms) -> None:
-        super().__init__(group=group, clock=clock)
+    def __init__(self, directory: Path, group: str, outages: Outages) -> None:
+        super().__init__(group=group)
         self._database = Database(directory / "promises.db", self.SCHEMA)
         self._lock_path = self._database.path.with_suffix(".lock")
         self._outages = outages
         self.stopping = False
-        self._origins: dict[str, asyncio.Future[_StoredWorkflow]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: The workflows in memory, each in the result of the task that has read it, or still reads it.
+        self._reading: dict[str, asyncio.Task[dict[str, _StoredWorkflow]]] = {}
         self.unexecutable: dict[str, ResonateError] = {}
 
-    async def open(self) -> Self:
+    async def open(self) -> None:
         self._lock_fd = await _lock(self._lock_path)
         await self._database.open()
-        return self
 
     async def stop(self) -> None:
         self.stopping = self._database.fail_if_locked = True
@@ -141,7 +125,8 @@ class EmbeddedPromises(LocalConnection):
     @property
     def busy(self) -> bool:
         """Whether a workflow runs in this process."""
-        read = [origin.result() for origin in self._origins.values() if origin.done() and not origin.exception()]
+        done = [(name, task) for name, task in self._reading.items() if task.done()]
+        read = [task.result()[name] for name, task in done if not (task.cancelled() or task.exception())]
         return any(task.state == "acquired" for origin in read for task in origin.state.tasks.values())
 
     async def lease(self, _: str) -> Lease:
@@ -163,7 +148,7 @@ class EmbeddedPromises(LocalConnection):
                 # The SDK already knows the task's other steps: it ran them, or got them at the start.
                 response["preload"] = []
             if origin.state.outgoing or not _is_repeatable(request, response):
-                await self._save({name: origin})
+                await self._save([origin])
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
     async def apply_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
@@ -171,88 +156,71 @@ class EmbeddedPromises(LocalConnection):
 
         One transaction reads them all, and one writes them. Raises ConnectorError if this process ends.
         """
-        names = [request["id"] for request in requests]
-        async with self._entered(names) as origins:
+        async with self._entered([request["id"] for request in requests]) as origins:
             now = self._clock()
             responses = [origin.state.apply(now, request) for origin, request in zip(origins, requests, strict=True)]
-            await self._save(dict(zip(names, origins, strict=True)))
+            await self._save(origins)
         return [response.get("promise") for response in responses]
 
     async def _tick_loop(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
-                for name in list(self._origins):
+                for name in list(self._reading):
                     with contextlib.suppress(ConnectorError):
                         async with self._entered([name]) as [origin]:
                             origin.state.tick(self._clock())
                             if origin.state.outgoing:
-                                await self._save({name: origin})
+                                await self._save([origin])
                 await self._sleeper(self._tick_interval)
 
     @contextlib.asynccontextmanager
     async def _entered(self, names: list[str]) -> AsyncIterator[list[_StoredWorkflow]]:
         """Hold the origins in memory during the block. Those that are not in memory are read in one transaction."""
-        self._read([name for name in names if name not in self._origins])
-        entered: dict[str, _StoredWorkflow] = {}
+        self._begin_to_read(names)
+        entered: list[_StoredWorkflow] = []
         try:
             for name in names:
-                entered[name] = await self._enter(name)
-            yield list(entered.values())
+                entered += [await self._enter(name)]
+            yield entered
         finally:
-            for name, origin in entered.items():
+            for origin in entered:
                 origin.users -= 1
                 if origin.users == 0 and origin.idle:
-                    self._origins.pop(name, None)
+                    self._reading.pop(origin.name, None)
 
     async def _enter(self, name: str) -> _StoredWorkflow:
         while True:
-            if name not in self._origins:  # it was released while this request waited
-                self._read([name])
-            reading = self._origins[name]
-            origin = reading.result() if reading.done() else await asyncio.shield(reading)
-            if self._origins.get(name) is reading:
-                origin.users += 1
-                return origin
+            self._begin_to_read([name])
+            task = self._reading[name]
+            origins = await asyncio.shield(task)  # if this request is cancelled, others still get them
+            if self._reading.get(name) is task:
+                origins[name].users += 1
+                return origins[name]
             # It was released while this request waited. Two copies would overwrite each other.
 
-    def _read(self, names: list[str]) -> None:
-        """Begin to read the origins. If a request is cancelled meanwhile, the other requests still get them."""
-        if names:
-            reading = {name: asyncio.get_running_loop().create_future() for name in names}
-            self._origins |= reading
-            task = asyncio.create_task(self._finish_reading(reading))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _begin_to_read(self, names: list[str]) -> None:
+        if missing := [name for name in names if name not in self._reading]:
+            task = asyncio.create_task(self._read(missing))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
+            self._reading |= dict.fromkeys(missing, task)
 
-    async def _finish_reading(self, reading: dict[str, asyncio.Future[_StoredWorkflow]]) -> None:
+    async def _read(self, names: list[str]) -> dict[str, _StoredWorkflow]:
         select = "SELECT state FROM origins WHERE origin = ?"
-        try:
-            rows = await self._transact(
-                lambda db: [db.execute(select, (name,)).fetchone() for name in reading], writes=False
-            )
-        except ConnectorError as closed:
-            for name, origin in reading.items():
-                self._origins.pop(name, None)
-                origin.set_exception(closed)
-                origin.exception()  # perhaps nobody waits any more
-        else:
-            now = self._clock()
-            for (name, origin), row in zip(reading.items(), rows, strict=True):
-                origin.set_result(_StoredWorkflow(name, row[0].encode() if row else None, now))
+        rows = await self._transact(lambda db: [db.execute(select, (name,)).fetchone() for name in names], writes=False)
+        now = self._clock()
+        return {name: _StoredWorkflow(name, row and row[0], now) for name, row in zip(names, rows, strict=True)}
 
-    async def _save(self, origins: dict[str, _StoredWorkflow]) -> None:
+    async def _save(self, origins: list[_StoredWorkflow]) -> None:
         """Write the changed origins in one transaction, and then send the messages that follow from the changes."""
-        changed = {
-            name: snapshot for name, origin in origins.items() if (snapshot := origin.snapshot()) != origin.saved
-        }
-        outgoing = [message for origin in origins.values() for message in origin.state.outgoing]
-        for origin in origins.values():
+        changed = [(origin, snapshot) for origin in origins if (snapshot := origin.snapshot()) != origin.saved]
+        outgoing = [message for origin in origins for message in origin.state.outgoing]
+        for origin in origins:
             origin.state.outgoing = []
         if changed:
-            rows = [(name, snapshot.decode()) for name, snapshot in changed.items()]
+            rows = [(origin.name, snapshot) for origin, snapshot in changed]
             await self._transact(lambda db: db.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?)", rows))
-            for name, snapshot in changed.items():
-                origins[name].saved = snapshot
+            for origin, snapshot in changed:
+                origin.saved = snapshot
         self._dispatch_messages(outgoing)
 
     async def _transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
@@ -280,9 +248,8 @@ class ReadOnlyPromises:
     def __init__(self, directory: Path) -> None:
         self._database = ReadOnlyFile(directory / "promises.db", schema="")
 
-    async def open(self) -> Self:
+    async def open(self) -> None:
         await self._database.open()
-        return self
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -297,25 +264,21 @@ class ReadOnlyPromises:
         else:
             name = (headers or {})[ORIGIN_HEADER]
             rows = await self._database.read("SELECT state FROM origins WHERE origin = ?", name)
-            response = _StoredWorkflow(name, rows[0][0].encode() if rows else None, now_ms()).state.apply(
-                now_ms(), request
-            )
+            stored = _StoredWorkflow(name, rows[0][0] if rows else None, now_ms())
+            response = stored.state.apply(now_ms(), request)
         return msgspec.json.encode(wrap_response_envelope(response)).decode()
 
     async def _search(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the next workflows' promises that have this state."""
         select = "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
         page = await self._database.read(select, request.get("cursor", ""), request["limit"])
-        states = {origin: _loaded(origin, state).promises.get(origin) for origin, state in page}
-        found = [promise.to_record() for promise in states.values() if promise and promise.state == request["state"]]
+        promises = [_StoredWorkflow(name, saved, now_ms()).state.promises.get(name) for name, saved in page]
+        found = [promise.to_record() for promise in promises if promise and promise.state == request["state"]]
         return {"promises": found, "cursor": page[-1][0] if page else None}
 
 
 def _refusal(state: ServerState, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Refuse to run a promise without a task, as the Resonate server does.
-
-    The engine answers 409, as if another process had leased the task, and the SDK waits for that process.
-    """
+    """Refuse to run a promise without a task, as the Resonate server does: docs/workarounds.md."""
     if request["kind"] != "task.create":
         return None
     id_ = extract_action_data(request["action"])["id"]
