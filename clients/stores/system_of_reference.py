@@ -5,7 +5,6 @@ The rows are in SQLite, or on several hosts in PostgreSQL (postgres.py).
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 
 #: A uuid and its guid.
 type Row = tuple[str, str]
-
-#: Times that a row is written and then not found. A row that is deleted in between explains one.
-STAGE_MAX = 3
 
 
 class SystemOfReference(ABC):
@@ -62,7 +58,7 @@ class SystemOfReference(ABC):
         )
 
     async def _stage(self, uuid: str, guid: str) -> list[Row]:
-        for _ in range(STAGE_MAX):
+        for _ in range(3):  # a row that is deleted in between explains one failure
             [written] = await self.stage_many([(uuid, guid)])
             rows = [] if written else await self.rows_of(uuid, guid)
             if written or rows:
@@ -96,8 +92,6 @@ class SystemOfReference(ABC):
     async def _page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]: ...
 
 
-# -- The form of the table -------------------------------------------------
-
 # What this program relies on, and nothing else: other columns and other indexes do not matter. An index that refuses a row
 # is found when it does, and loses nothing.
 
@@ -122,21 +116,17 @@ def check_form(store: str, table: str, found: set[str], form: set[str], action: 
 #: write, or a guid could be rounded to a float.
 SQLITE_FORM = {EXISTS, "column uuid TEXT", "column guid TEXT", "unique (uuid)", "unique (guid)"}
 
-
-def check_sqlite_form(path: Path, db: sqlite3.Connection) -> None:
-    """Raise `Unavailable` if the table of rows has another form."""
-    columns = db.execute("SELECT name, type FROM pragma_table_info('accounts')").fetchall()
-    found = {f"column {name} {kind.upper()}" for name, kind in columns if name in ("uuid", "guid")}
-    found |= {EXISTS} if columns else set()
-    for index, partial in db.execute(
-        "SELECT name, partial FROM pragma_index_list('accounts') WHERE \"unique\""
-    ).fetchall():
-        keys = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,)).fetchall()
-        found |= {f"unique ({name})" for name, order in keys if len(keys) == 1 and order == "BINARY" and not partial}
-    check_form(str(path), "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
-
-
-# -- SQLite ----------------------------------------------------------------
+#: Reads the form of SQLite's table, of its columns of these names only.
+FIND_SQLITE_FORM = f"""
+    SELECT '{EXISTS}' FROM pragma_table_info('accounts')
+    UNION
+    SELECT 'column ' || name || ' ' || upper(type) FROM pragma_table_info('accounts') WHERE name IN ('uuid', 'guid')
+    UNION
+    SELECT 'unique (' || max(key.name) || ')'
+    FROM pragma_index_list('accounts') AS list JOIN pragma_index_xinfo(list.name) AS key ON key.key
+    WHERE list."unique" AND NOT list.partial
+    GROUP BY list.name HAVING count(*) = 1 AND max(key.coll) = 'BINARY' AND max(key.name) NOTNULL
+"""  # noqa: S608
 
 
 class SqliteReference(SystemOfReference):
@@ -167,7 +157,8 @@ class SqliteReference(SystemOfReference):
 
     async def _open(self) -> None:
         await self._file.open()
-        await self._file.transact(functools.partial(check_sqlite_form, self._file.path), writes=False)
+        found = {part for (part,) in await self._file.read(FIND_SQLITE_FORM)}
+        check_form(self.place, "accounts", found, SQLITE_FORM, "move the file away, or set another DATA_DIR,")
 
     async def _rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         select = "SELECT uuid, guid FROM accounts WHERE uuid = ? OR guid = ?"
