@@ -14,11 +14,6 @@ LEDGER, CODE = 1, 1
 
 UUID_MAX_CHARACTERS = 256
 
-GUID_DIGITS = 39  # of 2^128 - 1
-
-
-# -- The uuid --------------------------------------------------------------
-
 
 def check_uuid(uuid: str) -> str:
     """Return `uuid`. Raises ValueError, saying why, if it cannot be part of a promise's id, or is probably a mistake.
@@ -46,9 +41,6 @@ def check_uuid(uuid: str) -> str:
     return uuid
 
 
-# -- The promise -----------------------------------------------------------
-
-
 #: Each promise's id begins with it, so that one prefix in a token of a shared Resonate server covers all.
 PREFIX = "create-account"
 
@@ -56,8 +48,7 @@ PREFIX = "create-account"
 def promise_id(uuid: str, attempt: int = 1) -> str:
     """Return the id of the durable promise of the uuid's first run, or of a later attempt (an adoption).
 
-    `create-account-U` for the first run, `create-account_attempt-2-U` for the next. Two different pairs of uuid and
-    attempt never have the same id.
+    Two different pairs of uuid and attempt never have the same id.
     """
     return f"{PREFIX}-{uuid}" if attempt == 1 else f"{PREFIX}_attempt-{attempt}-{uuid}"
 
@@ -83,9 +74,6 @@ def check_request(id_: str, uuid: str) -> None:
         )
 
 
-# -- The fields ------------------------------------------------------------
-
-
 def owner_of(uuid: str) -> int:
     """Return the account's `user_data_128`: a 128-bit hash of the uuid, by which TigerBeetle finds the account."""
     return int.from_bytes(hashlib.blake2b(uuid.encode(), digest_size=16).digest())
@@ -102,10 +90,7 @@ def accounts_query(uuid: str) -> tb.QueryFilter:
     Other programs may use the same `user_data_128` on another ledger or with another code: those are
     other accounts of the same customer, and the query does not find them.
     """
-    return tb.QueryFilter(
-        user_data_128=owner_of(uuid), user_data_64=0, user_data_32=0, ledger=LEDGER, code=CODE,
-        timestamp_min=0, timestamp_max=0, limit=10, flags=tb.QueryFilterFlags.NONE,
-    )  # fmt: skip
+    return replace(accounts_after(0, limit=10), user_data_128=owner_of(uuid))
 
 
 def accounts_after(timestamp: int, limit: int) -> tb.QueryFilter:
@@ -144,7 +129,6 @@ def differences(held: tb.Account, uuid: str) -> list[str]:
 
 def id_of(guid: object) -> int | None:
     """Return the TigerBeetle id that a guid in a row stands for: canonical decimal digits. None if it is invalid."""
-    if not (isinstance(guid, str) and guid.isascii() and guid.isdecimal() and len(guid) <= GUID_DIGITS):
-        return None
-    id_ = int(guid)
-    return id_ if str(id_) == guid and 0 < id_ < 2**128 - 1 else None
+    if isinstance(guid, str) and re.fullmatch("[1-9][0-9]{0,38}", guid) and int(guid) < 2**128 - 1:
+        return int(guid)
+    return None

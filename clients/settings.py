@@ -14,24 +14,8 @@ from clients.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The checkout that these modules belong to.
-CHECKOUT = Path(__file__).resolve().parent.parent
-
-CLUSTER_ID_DIGITS = 39  # of 2^128 - 1
-
-#: RESONATE_HOST is a variable of the SDK. Here only the URL counts.
-VARIABLES = (
-    "TB_ADDRESS",
-    "TB_CLUSTER_ID",
-    "REFERENCE_URL",
-    "RESONATE_URL",
-    "RESONATE_HOST",
-    "RESONATE_TOKEN",
-    "DATA_DIR",
-)
-
 #: What a variable needs beside it. Several hosts can share the promises or the rows, but each host has its own embedded
-#: ledger, so an account of one host would not exist on another.
+#: ledger, so an account of one host would not exist on another. RESONATE_HOST is the SDK's. Here only the URL counts.
 NEEDS = {
     "TB_CLUSTER_ID": "TB_ADDRESS",
     "REFERENCE_URL": "TB_ADDRESS",
@@ -39,6 +23,8 @@ NEEDS = {
     "RESONATE_HOST": "RESONATE_URL",
     "RESONATE_TOKEN": "RESONATE_URL",
 }
+
+VARIABLES = ("TB_ADDRESS", "DATA_DIR", *NEEDS)
 
 #: Allows REFERENCE_URL beside the embedded ledger, on one host and without anybody's data.
 TESTS_ONLY = "TESTS_ONLY_REFERENCE_URL_WITH_EMBEDDED_LEDGER"
@@ -75,9 +61,12 @@ class Settings:
             raise Unavailable(
                 "RESONATE_TOKEN contains a non-ASCII or non-printable character, such as a newline: correct it"
             )
-        address, cluster = given.get("TB_ADDRESS"), _cluster_id(given.get("TB_CLUSTER_ID", "0"))
-        data_dir = _data_dir(given.get("DATA_DIR"), "embedded" if address is None else f"cluster-{cluster}")
-        return cls(address, cluster, url, token, data_dir, given.get("REFERENCE_URL"))
+        cluster = given.get("TB_CLUSTER_ID", "0")
+        if not re.fullmatch("[0-9]{1,39}", cluster) or int(cluster) >= 2**128:
+            raise Unavailable(f"TB_CLUSTER_ID={cluster!r} is not a cluster id: set it to a number from 0 to 2^128 - 1")
+        address = given.get("TB_ADDRESS")
+        data_dir = _data_dir(given.get("DATA_DIR"), "embedded" if address is None else f"cluster-{int(cluster)}")
+        return cls(address, int(cluster), url, token, data_dir, given.get("REFERENCE_URL"))
 
     def require_server(self) -> None:
         """Raise `Unavailable` if the promises are embedded: another process cannot reach them."""
@@ -117,25 +106,18 @@ def _check_url(url: str) -> None:
         raise Unavailable(f"RESONATE_URL is invalid: {shown!r}; the form is http://host:8001 or https://host")
 
 
-def _cluster_id(text: str) -> int:
-    valid = text.isascii() and text.isdecimal() and len(text) <= CLUSTER_ID_DIGITS and int(text) < 2**128
-    if not valid:
-        raise Unavailable(f"TB_CLUSTER_ID={text!r} is not a cluster id: set it to a number from 0 to 2^128 - 1")
-    return int(text)
-
-
 def _data_dir(given: str | None, kind: str) -> Path:
     """Return the absolute path. Without DATA_DIR it does not depend on the working directory.
 
     If it did, a run from another directory would use other promises, and would panic without a reason.
     """
-    if given is not None and given.startswith("~"):
+    if given is None:
+        return Path(__file__).resolve().parent.parent / "data" / kind
+    if given.startswith("~"):
         raise Unavailable(f"DATA_DIR={given!r} begins with ~, which only a shell replaces: set it to the whole path")
-    if given is not None:
-        try:
-            return Path(given).absolute()
-        except FileNotFoundError as error:
-            raise Unavailable(
-                f"DATA_DIR={given} is a relative path, but the working directory no longer exists: set an absolute path"
-            ) from error
-    return CHECKOUT / "data" / kind
+    try:
+        return Path(given).absolute()
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"DATA_DIR={given} is a relative path, but the working directory no longer exists: set an absolute path"
+        ) from error
