@@ -74,11 +74,8 @@ def run_async(command: "Coroutine[Any, Any, Any]") -> Any:
     async def cancellable() -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        numbers = [
-            number
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) != signal.SIG_IGN
-        ]
+        ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [number for number in ending if signal.getsignal(number) != signal.SIG_IGN]
 
         def receive(number: int) -> None:
             received.append(number)

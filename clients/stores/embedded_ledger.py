@@ -19,16 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _COLUMNS = [field.name for field in fields(tb.Account)]
-_COMPARED = ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")  # in TigerBeetle's order
 _FILTERED = ("user_data_128", "user_data_64", "user_data_32", "ledger", "code")
+_COMPARED = ("flags", *_FILTERED)  # in TigerBeetle's order
 
 
 class EmbeddedLedger:
-    """`create_accounts`, `lookup_accounts` and `query_accounts` as TigerBeetle 0.17 answers them.
-
-    Any other request raises NotImplementedError. Only one process at a time may use it; the lock of
-    `EmbeddedPromises`, which always accompanies it, ensures that.
-    """
+    """One process at a time may use it: the lock of `EmbeddedPromises`, which always accompanies it, ensures that."""
 
     # An SQLite integer has 64 bits, so numbers of up to 128 bits are stored as decimal text.
     SCHEMA = """
@@ -58,13 +54,11 @@ class EmbeddedLedger:
         raise NotImplementedError(f"the embedded ledger has no {name}: set TB_ADDRESS")
 
     async def create_accounts(self, accounts: list[tb.Account], /) -> list[tb.CreateAccountResult]:
-        """Return one result per account, in order."""
         # The conversion of the real client, with its check: IntegerOverflowError.
         accounts = [tb.CAccount.from_param(account).to_python() for account in accounts]
         return await self._database.transact(lambda db: _create(db, accounts))
 
     async def lookup_accounts(self, accounts: list[int], /) -> list[tb.Account]:
-        """Return the accounts that exist, in the order of the ids."""
         if not self._is_open:
             await self.open()
         return await self._database.transact(
@@ -72,7 +66,6 @@ class EmbeddedLedger:
         )
 
     async def query_accounts(self, query_filter: tb.QueryFilter, /) -> list[tb.Account]:
-        """Return the accounts that match every non-zero field of the filter, in timestamp order."""
         wanted = [(column, str(value)) for column in _FILTERED if (value := getattr(query_filter, column))]
         conditions = "".join(f" AND {column} = ?" for column, _ in wanted)
         order = "DESC" if query_filter.flags & tb.QueryFilterFlags.REVERSED else "ASC"
@@ -91,7 +84,9 @@ def _create(db: sqlite3.Connection, accounts: list[tb.Account]) -> list[tb.Creat
     for timestamp, account in enumerate(accounts, max(time.time_ns(), last + 1)):
         existing = _find(db, account.id)
         if existing is not None:
-            results.append(tb.CreateAccountResult(existing.timestamp, _status(account, existing)))
+            differing = [field.upper() for field in _COMPARED if getattr(account, field) != getattr(existing, field)]
+            status = f"EXISTS_WITH_DIFFERENT_{differing[0]}" if differing else "EXISTS"
+            results.append(tb.CreateAccountResult(existing.timestamp, tb.CreateAccountStatus[status]))
             continue
         row = [str(int(getattr(account, column))) for column in _COLUMNS[:-1]]
         db.execute(f"INSERT INTO accounts VALUES ({'?, ' * len(row)}?)", (*row, timestamp))  # noqa: S608
@@ -99,16 +94,9 @@ def _create(db: sqlite3.Connection, accounts: list[tb.Account]) -> list[tb.Creat
     return results
 
 
-def _status(account: tb.Account, existing: tb.Account) -> tb.CreateAccountStatus:
-    for field in _COMPARED:
-        if getattr(account, field) != getattr(existing, field):
-            return tb.CreateAccountStatus[f"EXISTS_WITH_DIFFERENT_{field.upper()}"]
-    return tb.CreateAccountStatus.EXISTS
-
-
 def _find(db: sqlite3.Connection, id_: int) -> tb.Account | None:
-    rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM accounts WHERE id = ?", (str(id_),)).fetchall()  # noqa: S608
-    return _account(rows[0]) if rows else None
+    row = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM accounts WHERE id = ?", (str(id_),)).fetchone()  # noqa: S608
+    return _account(row) if row else None
 
 
 def _account(row: tuple[Any, ...]) -> tb.Account:

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 #: idle for some minutes, and do not say so: its next request would get no answer.
 IDLE_MAX_S = 30
 
-#: Seconds that the requests in flight have when the connections close.
-CLOSE_TIMEOUT_S = 0.5
-
 # COLLATE "C": an upgrade of the operating system's C library can corrupt an index of another collation.
 # CREATE TABLE IF NOT EXISTS fails in a race, and for a role that may not create tables.
 TABLES = """
@@ -231,13 +228,11 @@ class PostgresReference(SystemOfReference):
         """
         self._closed = True
         draining = {asyncio.create_task(batcher.drain()) for batcher in (self._reads, self._writes)}
-        await asyncio.wait(draining, timeout=CLOSE_TIMEOUT_S)
+        await asyncio.wait(draining, timeout=0.5)
         for connection in (*self._idle, *self._used):
             connection.terminate()
         self._idle.clear()
         await asyncio.wait(draining)
-
-    # -- Requests of the steps ---------------------------------------------
 
     async def _rows_of_many(self, pairs: list[Row]) -> list[list[Row]]:
         return await self._reads.ask(pairs)
@@ -271,8 +266,6 @@ class PostgresReference(SystemOfReference):
             written -= set(request)  # who asked first has written it
         return answers
 
-    # -- Requests of the operators -----------------------------------------
-
     async def _page(self, after: Any, limit: int) -> list[tuple[Any, str, str]]:
         select = (
             "SELECT uuid AS key, uuid, guid FROM accounts WHERE $1::text IS NULL OR uuid > $1 ORDER BY uuid LIMIT $2"
@@ -282,8 +275,6 @@ class PostgresReference(SystemOfReference):
     async def identity(self) -> str | None:
         """Return the random id of this database; None if it has none yet."""
         return self._id
-
-    # -- Connections -------------------------------------------------------
 
     async def _fetch(self, sql: str, *parameters: Any) -> list[Any]:
         return await self._patiently(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 from clients.errors import Unavailable
@@ -21,12 +21,6 @@ WAL_HEADER_BYTES = 32
 
 #: Seconds that a process which opens, closes or checkpoints the file may keep a reader waiting.
 PATIENCE_S = 1.0
-
-#: How a file without its -shm file is opened: only a writer may lock it.
-EXCLUSIVE = "mode=rw"
-
-#: What tells one state of a file from another: its inode, its size, and the time of its last change. None: no file.
-type State = tuple[int, int, int] | None
 
 
 class ReadOnlyFile(Database):
@@ -44,7 +38,7 @@ class ReadOnlyFile(Database):
 
     writable = False
 
-    async def open(self) -> ReadOnlyFile:
+    async def open(self) -> Self:
         await self.read("SELECT 1 FROM sqlite_master")
         return self
 
@@ -59,8 +53,7 @@ class ReadOnlyFile(Database):
         try:
             return await repeat(attempt, lambda error: isinstance(error, (sqlite3.Error, OSError)), PATIENCE_S, 0.02)
         except (sqlite3.Error, OSError) as error:
-            action = remedy(error, "check the file")
-            raise Unavailable(f"cannot read {self.path}: {error}; {action}") from error
+            raise Unavailable(f"cannot read {self.path}: {error}; {remedy(error, 'check the file')}") from error
 
     def _read[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
         main = Path(os.path.realpath(self.path))  # SQLite follows a link, and the other files are beside the target
@@ -77,10 +70,11 @@ class ReadOnlyFile(Database):
             if [state_of(main, end) for end in ENDS] != states:
                 raise BlockingIOError("another process changes it all the time")
             return result
-        return work_on(main, "mode=ro&readonly_shm=1" if journal or shm else EXCLUSIVE, work)
+        return work_on(main, "mode=ro&readonly_shm=1" if journal or shm else "mode=rw", work)
 
 
-def state_of(main: Path, end: str) -> State:
+def state_of(main: Path, end: str) -> tuple[int, int, int] | None:
+    """Return the inode, the size, and the time of the last change. None: no file."""
     try:
         file = os.stat(f"{main}{end}")  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +85,7 @@ def state_of(main: Path, end: str) -> State:
 def work_on[T](main: Path, mode: str, work: Callable[[sqlite3.Connection], T]) -> T:
     with contextlib.closing(sqlite3.connect(f"file:{quote(os.fsencode(main))}?{mode}", timeout=1, uri=True)) as db:
         db.text_factory = text_or_bytes
-        if mode == EXCLUSIVE:
+        if mode == "mode=rw":  # only a writer may lock it exclusively
             db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("BEGIN")

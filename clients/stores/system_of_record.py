@@ -28,9 +28,6 @@ class Ledger(Protocol):
     async def close(self) -> None: ...
 
 
-#: Accounts in a request of TigerBeetle's default message size of 1 MiB. A server can accept fewer.
-CREATE_MAX = 8189
-
 #: Queries of a batch that are sent at once. With 128, a batch had 0.8 of the speed.
 QUERIES_MAX = 512
 
@@ -46,7 +43,7 @@ class SystemOfRecord:
         self._outages = outages or Outages()
         self._client: Ledger | None = None
         self._creating = Batcher(self._create_batch)
-        self._create_max = CREATE_MAX
+        self._create_max = 8189  # of TigerBeetle's default message size, 1 MiB
         self._answers = 0
 
     async def open(self) -> Self:
@@ -136,8 +133,7 @@ class SystemOfRecord:
         statuses: list[tb.CreateAccountStatus] = []
         while rest := accounts[len(statuses) : len(statuses) + self._create_max]:
             try:
-                request = operator.methodcaller("create_accounts", rest)
-                results = await self._ask(request)
+                results = await self._ask(operator.methodcaller("create_accounts", rest))
             except tb.TooMuchDataError:  # a server with a smaller message size, as in development mode
                 if len(rest) == 1:
                     raise
@@ -152,8 +148,8 @@ class SystemOfRecord:
     async def _ask[T](self, request: Callable[[Ledger], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
         """Make the request until it is answered. Every request may be repeated safely.
 
-        Each time that no answer comes in time, report the outage. The client waits for its server without a limit, and
-        cancelling a request leaks its packet. So a request is a task that nobody cancels. Closing the client ends it.
+        Each time that no answer comes in time, report the outage. A cancelled request would leak its packet. So it is a
+        task that nobody cancels. Closing the client ends it.
         """
         timeout_s = timeout_s or limits.ANSWER_TIMEOUT_S
         answer: asyncio.Future[T] | None = None
@@ -165,7 +161,10 @@ class SystemOfRecord:
             if not (await asyncio.wait({answer}, timeout=timeout_s))[0]:
                 is_lost = self._answers != answers  # the client can lose an answer: others came meanwhile
                 if repeated or not is_lost:
-                    self._report_silence(timeout_s)
+                    silent = f"{self._store} did not answer within {timeout_s:.0f} s; start it"
+                    wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
+                    outage = NoAnswer(f"{silent}{'' if self._answers else wrong} and run again")
+                    self._outages.report(outage, self._store)
                 if is_lost:
                     answer, repeated = None, True
                 continue
@@ -188,11 +187,6 @@ class SystemOfRecord:
                 return result
             answer = None
         raise Closed(f"the connection to {self._store} is closing; run again to resume")
-
-    def _report_silence(self, timeout_s: float) -> None:
-        wrong = ", or correct TB_ADDRESS or TB_CLUSTER_ID (a cluster ignores the clients of another one),"
-        text = f"did not answer within {timeout_s:.0f} s; start it{'' if self._answers else wrong} and run again"
-        self._outages.report(NoAnswer(f"{self._store} {text}"), self._store)
 
 
 async def _query_all(queries: list[tb.QueryFilter], client: Ledger) -> list[list[tb.Account]]:
