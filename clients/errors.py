@@ -9,18 +9,13 @@ HALTED = 98  # the exit status of a halt: the code of the TypeScript SDK's `cont
 class Unavailable(Exception):
     """A store, a server or a setting cannot be used now. No account is lost: call again later."""
 
-    #: Whether it can end while this process runs. A worker waits for that.
-    is_temporary = True
-
 
 class NoAnswer(Unavailable):
     """A server did not answer in time. It may later, with the same settings: a worker that starts waits for it."""
 
 
 class Lasting(Unavailable):
-    """It cannot end while this process runs: a worker ends, too."""
-
-    is_temporary = False
+    """An outage that cannot end while this process runs. A worker waits for the end of any other one."""
 
 
 class Closed(Unavailable):

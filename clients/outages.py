@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from resonate.error import ConnectorError, PlatformError, ServerError
 
 from clients import limits
-from clients.errors import Closed, NoAnswer, Unavailable
+from clients.errors import Closed, Lasting, NoAnswer, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -53,9 +53,9 @@ class Outages:
     def report(self, outage: Unavailable, store: str, *, writes: bool = False) -> None:
         """Raise the outage to each caller that waits. Every failed attempt is reported, so no caller waits in silence."""
         for caller, waits in self._callers.items():
-            if not caller.done() and not (waits and outage.is_temporary):
+            if not caller.done() and not (waits and not isinstance(outage, Lasting)):
                 caller.set_exception(outage)
-        if store not in self._ongoing and outage.is_temporary:
+        if store not in self._ongoing and not isinstance(outage, Lasting):
             self._announce(f"{outage}; this process waits until it recovers")
         self._ongoing[store] = writes or self._ongoing.get(store, False)
 
