@@ -1,7 +1,6 @@
 """The embedded promises, for testing only: the SDK's in-process engine, made durable in an SQLite file.
 
-One process at a time may use them. A Resonate server replaces them: set RESONATE_URL. What works around a fault of the
-engine: docs/workarounds.md.
+One process at a time may use them. A Resonate server replaces them: set RESONATE_URL.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
-import aiohttp
 import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from resonate.connections import HttpConnection, SSEConnection
 from resonate.error import ConnectorError, PlatformError, ResonateError, ServerError
 from resonate.retry import ExponentialBackoff
@@ -28,6 +28,8 @@ from clients.promises import cannot_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
     from clients.outages import Outages
 
@@ -252,15 +254,13 @@ class Requests(HttpConnection):
                 self._leased_tasks.discard(id_)
                 raise ConnectorError(RuntimeError(why))
 
-    def _ensure_session(self) -> aiohttp.ClientSession:
+    def _ensure_session(self) -> ClientSession:
         if self._session is None and not self._stopped:
-            connector = aiohttp.TCPConnector(limit=self._conn_limit)
-            self._session = aiohttp.ClientSession(connector=connector, middlewares=[self._attempt])
+            connector = TCPConnector(limit=self._conn_limit)
+            self._session = ClientSession(connector=connector, middlewares=[self._attempt])
         return super()._ensure_session()
 
-    async def _attempt(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def _attempt(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Make one attempt to get the server's answer. After a `ClientError`, the SDK makes the next one.
 
         The SDK repeats silently and without a limit. So a failure that lasts is reported here, at each attempt.
@@ -271,20 +271,20 @@ class Requests(HttpConnection):
             async with limit:
                 response = await handler(request)
                 await self._check_answer(response)
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (ClientError, TimeoutError) as error:
             began = self._failing.setdefault(asyncio.current_task(), began)
             if limit.expired() or now() - began > timeout_s:
                 cause = f": {error}; start it, or correct RESONATE_URL," if str(error) else "; start it"
                 self._report(f"did not answer within {timeout_s:.0f} s{cause} and run again")
-            raise aiohttp.ClientError(str(error)) from error
+            raise ClientError(str(error)) from error
         self._timeout_s = limits.ANSWER_TIMEOUT_S
         return response
 
-    async def _check_answer(self, response: aiohttp.ClientResponse) -> None:
+    async def _check_answer(self, response: ClientResponse) -> None:
         """Raise `ClientError`, as for a lost connection, for an error of the server or of a proxy before it."""
         status, is_resonate = response.status, bool(parsed(await response.text(errors="replace")).kind)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and is_resonate:
-            raise aiohttp.ClientError(f"it keeps returning status {status}")
+            raise ClientError(f"it keeps returning status {status}")
         if status < HTTPStatus.BAD_REQUEST or is_resonate:
             return
         if status in REJECTED:
@@ -293,7 +293,7 @@ class Requests(HttpConnection):
             self._report(
                 f"is no Resonate server: it answered with HTTP status {status}; correct RESONATE_URL and run again"
             )
-        raise aiohttp.ClientError(f"a proxy answered with HTTP status {status}")
+        raise ClientError(f"a proxy answered with HTTP status {status}")
 
     def _reply(self, kind: str, data: dict[str, Any], response: str) -> Response:
         reply = parsed(response)
@@ -337,7 +337,7 @@ class Messages(SSEConnection):
         self._refused: dict[str, int] = {}
         self._delayed: set[str] = set()
 
-    async def _read_stream(self, resp: aiohttp.ClientResponse) -> None:
+    async def _read_stream(self, resp: ClientResponse) -> None:
         self.connected.set()
         try:
             await super()._read_stream(resp)
@@ -382,9 +382,7 @@ class Messages(SSEConnection):
         for receive in list(self._subscribers):
             receive(message)
 
-    def _ensure_session(self) -> aiohttp.ClientSession:
+    def _ensure_session(self) -> ClientSession:
         if self._session is None and not self._stopped:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_read=SILENCE_TIMEOUT_S)
-            )
+            self._session = ClientSession(timeout=ClientTimeout(total=None, sock_read=SILENCE_TIMEOUT_S))
         return super()._ensure_session()

@@ -65,12 +65,18 @@ class ReadOnlyFile(Database):
                 "was ever requested here)"
             )
         _, journal, wal, shm = (state[1] if state else 0 for state in states)
-        if wal <= WAL_HEADER_BYTES and not journal:
-            result = work_on(main, "immutable=1", work)
-            if [state_of(main, end) for end in ENDS] != states:
-                raise BlockingIOError("another process changes it all the time")
-            return result
-        return work_on(main, "mode=ro&readonly_shm=1" if journal or shm else "mode=rw", work)
+        immutable = wal <= WAL_HEADER_BYTES and not journal
+        mode = "immutable=1" if immutable else "mode=ro&readonly_shm=1" if journal or shm else "mode=rw"
+        with contextlib.closing(sqlite3.connect(f"file:{quote(os.fsencode(main))}?{mode}", timeout=1, uri=True)) as db:
+            db.text_factory = text_or_bytes
+            if mode == "mode=rw":  # only a writer may lock it exclusively
+                db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+                db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            db.execute("BEGIN")
+            result = work(db)
+        if immutable and [state_of(main, end) for end in ENDS] != states:
+            raise BlockingIOError("another process changes it all the time")
+        return result
 
 
 def state_of(main: Path, end: str) -> tuple[int, int, int] | None:
@@ -80,13 +86,3 @@ def state_of(main: Path, end: str) -> tuple[int, int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return file.st_ino, file.st_size, file.st_mtime_ns
-
-
-def work_on[T](main: Path, mode: str, work: Callable[[sqlite3.Connection], T]) -> T:
-    with contextlib.closing(sqlite3.connect(f"file:{quote(os.fsencode(main))}?{mode}", timeout=1, uri=True)) as db:
-        db.text_factory = text_or_bytes
-        if mode == "mode=rw":  # only a writer may lock it exclusively
-            db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
-            db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        db.execute("BEGIN")
-        return work(db)

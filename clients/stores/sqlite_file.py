@@ -113,11 +113,8 @@ def cannot_open(path: Path, error: OSError | ValueError) -> Unavailable:
     return Unavailable(f"cannot open {path}: {error}; {remedy(error, WRITABLE)}")
 
 
-#: The device and the inode of a file; None if it does not exist.
-type Identity = tuple[int, int] | None
-
-
-def identity(file: Path | int) -> Identity:
+def identity(file: Path | int) -> tuple[int, int] | None:
+    """Return the device and the inode of a file; None if it does not exist."""
     try:
         status = os.stat(file)  # noqa: PTH116 - it takes a file descriptor, too
     except OSError:
@@ -125,7 +122,7 @@ def identity(file: Path | int) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def check_identity(path: Path, opened: Identity) -> None:
+def check_identity(path: Path, opened: tuple[int, int] | None) -> None:
     """Raise `Lasting` if the path no longer names the file that was opened: what this process writes is lost.
 
     A file that is overwritten in place is not noticed.
@@ -156,7 +153,7 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.name)
         self._transactions = Batcher(self._commit_patiently)
         self._db: sqlite3.Connection | None = None
-        self._identities: dict[Path, Identity] = {}
+        self._identities: dict[Path, tuple[int, int] | None] = {}
         self._closed = False
         self.fail_if_locked = False  # do not wait for another process's lock any more
 
@@ -179,10 +176,7 @@ class Database:
         return await self.transact(lambda db: db.execute(sql, parameters).fetchall(), writes=False)
 
     async def transact[T](self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
-        """Run `work` in a transaction and return its result after the commit.
-
-        Raises `Unavailable` if SQLite cannot do it; the effects of `work` are then unknown.
-        """
+        """Run `work` in a transaction and return its result after the commit. After `Unavailable`, its effects are unknown."""
         if self._closed:
             raise Closed(f"{self.path} is closing; run again to resume")
         result: T = await self._transactions.ask((work, writes))
