@@ -102,6 +102,14 @@ def parsed(response: str) -> Response:
         return Response(head=ResponseHead(status=HTTPStatus.BAD_GATEWAY))
 
 
+def note[T](notes: dict[str, T], task_id: str, what: T) -> None:
+    """Note this about a task. The oldest notes are forgotten, because a worker can live for years."""
+    notes.pop(task_id, None)
+    if len(notes) == WAITING_TASKS_MAX:
+        del notes[next(iter(notes))]
+    notes[task_id] = what
+
+
 class Requests(HttpConnection):
     """The SDK's requests. Each method works around a fault: docs/workarounds.md."""
 
@@ -118,7 +126,7 @@ class Requests(HttpConnection):
         self._leased_tasks: set[str] = set()
         self.stopping = False  # then no task is acquired any more
         self._failing: dict[asyncio.Task[Any] | None, float] = {}  # requests in flight, by the time when they began
-        self._reported_tasks: set[str] = set()
+        self._reported_tasks: dict[str, None] = {}
         self.unexecutable: dict[str, ResonateError] = {}
 
     async def open(self) -> None:
@@ -238,7 +246,7 @@ class Requests(HttpConnection):
     def _check_release(self, id_: str) -> None:
         """Note why the SDK releases a task. Raises `ConnectorError` if a worker must not release it."""
         if cause := cannot_run.cause_of_release():
-            self.unexecutable[id_] = cause
+            note(self.unexecutable, id_, cause)
             if self._serve and not self._messages.refuse(id_):
                 print_diagnostic(f"cannot run {id_}: {cause}; its task is left to other processes")
         elif self._serve:
@@ -249,7 +257,7 @@ class Requests(HttpConnection):
             closing = isinstance(root, ConnectorError) and isinstance(root.error, Unavailable)
             if not (another_leased or closing or id_ in self._reported_tasks):
                 print_diagnostic(f"cannot run {id_}: {why}")
-            self._reported_tasks.add(id_)
+            note(self._reported_tasks, id_, None)
             if not self.stopping:
                 self._leased_tasks.discard(id_)
                 raise ConnectorError(RuntimeError(why))
@@ -346,10 +354,8 @@ class Messages(SSEConnection):
 
     def refuse(self, task_id: str) -> bool:
         """Receive this task later and later, because this process cannot execute it. Returns whether it was refused before."""
-        before = self._refused.pop(task_id, 0)
-        if len(self._refused) == WAITING_TASKS_MAX:
-            del self._refused[next(iter(self._refused))]
-        self._refused[task_id] = before + 1
+        before = self._refused.get(task_id, 0)
+        note(self._refused, task_id, before + 1)
         return before > 0
 
     def recv(self, callback: Callable[[str], None]) -> None:

@@ -340,8 +340,13 @@ def test_worker_resumes_after_the_resonate_server_restarts(server_world: ServerW
         assert len(serving.said()) == 3
 
 
-def test_second_signal_ends_the_worker_before_its_tasks_are_released(
-    server_world: ServerWorld, tmp_path: Path, user: str
+@pytest.mark.parametrize(
+    ("signals", "env"),
+    [(1, LONG_LEASE), (2, {"RELEASE": "60", "LEASE": "2"})],
+    ids=["releases its tasks", "and gets a second signal, releases nothing"],
+)
+def test_worker_that_is_stopped_during_an_outage(
+    server_world: ServerWorld, tmp_path: Path, user: str, signals: int, env: dict[str, str]
 ) -> None:
     async def begin() -> None:
         async with caller(server_world) as resonate:
@@ -350,12 +355,15 @@ def test_second_signal_ends_the_worker_before_its_tasks_are_released(
 
     with Replica.started(tmp_path) as replica:
         server_world.env["TB_ADDRESS"] = replica.address
-        with worker(server_world, PATIENCE="1", RELEASE="60", LEASE="2") as serving, paused(replica.process):
+        with worker(server_world, PATIENCE="1", **env) as serving, paused(replica.process):
             asyncio.run(begin())
-            with paused(server_world.resonate):
-                serving.process.send_signal(signal.SIGTERM)
-                wait_until(lambda: bool(serving.said("stopping")))
-                assert serving.end(signal.SIGTERM) == -signal.SIGTERM
+            if signals == 1:
+                assert serving.end(signal.SIGTERM) == 0
+            else:
+                with paused(server_world.resonate):
+                    serving.process.send_signal(signal.SIGTERM)
+                    wait_until(lambda: bool(serving.said("stopping")))
+                    assert serving.end(signal.SIGTERM) == -signal.SIGTERM
         with worker(server_world):
             assert list(ask(server_world, [user])) == [user]
 
