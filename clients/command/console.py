@@ -33,7 +33,6 @@ def main(module: str, *, first: str = "") -> None:
 
     `first`: a module whose `main()` is called before the slow imports.
     """
-    os.umask(0o077)  # promises.db can contain pickles, which run code when they are loaded: only its owner may use it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a uuid is Unicode, whatever the locale
     status = 0

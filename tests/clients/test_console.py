@@ -135,7 +135,8 @@ def test_ctrl_c_while_another_process_has_the_promises(embedded_world: World) ->
     with embedded_world.directory.joinpath("promises.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with waiting(embedded_world, DATA_DIR=".") as process:
-            wait_until(lambda: EMBEDDED in process.err.read_text())
+            files = Path(f"/proc/{process.pid}/fd")
+            wait_until(lambda: any(file.resolve().name == "promises.lock" for file in files.iterdir()))
             assert_interrupted(process)
 
 
