@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from clients.account import promise_id
 from clients.panic import Panic
 from create_account import DEADLINE, Outcome, create_account, start
 
@@ -16,6 +17,8 @@ from .operations.commands import commit, connected, stage, unstage
 if TYPE_CHECKING:
     from resonate.context import Context
     from resonate.resonate import Resonate
+
+    from operations.opening import Clients
 
 
 def assert_exists(world: World, user: str, guid: str) -> None:
@@ -199,15 +202,18 @@ def test_a_pending_workflow_ends_as_the_version_that_it_began_as(world: World, u
     def another_step(ctx: Context, uuid: str) -> dict[str, str]:
         return {"uuid": uuid, "guid": "of version 2"}
 
-    async def deploy(resonate: Resonate, _: object) -> tuple[str, str]:  # version 1 is registered
+    async def deploy(resonate: Resonate, clients: Clients) -> list[str]:  # version 1 is registered
         resonate.register(version_2, name="create_account", version=2)
         run = resonate.options(timeout=DEADLINE).run
-        old = await run(f"create-account-{user}", version_2, user).result()
-        new = await run(f"create-account-{user}-2", version_2, f"{user}-2").result()
-        return old["guid"], new["guid"]
+
+        async def guid_of(uuid: str) -> str:
+            settled, _ = await clients.settled(promise_id(uuid), lambda: run(promise_id(uuid), version_2, uuid))
+            return str((await settled.result())["guid"])
+
+        return [await guid_of(user), await guid_of(f"{user}-2")]
 
     world.run(user, crash="after save 2")
-    assert connected(world, deploy) == (world.rows(user)[0], "of version 2")
+    assert connected(world, deploy) == [*world.rows(user), "of version 2"]
     assert world.accounts(user) == world.rows(user)
 
 
