@@ -1,10 +1,6 @@
-"""Create an account in two stores that share no transaction: write last, read first.
+"""Create an account in two stores that share no transaction: write last, read first. README.md explains the rule."""
 
-- SQLite is the System of Reference. A row `(uuid, guid)` stages an account. A row alone is not an account.
-- TigerBeetle is the System of Record. The account exists if, and only if, it exists here.
-"""
-
-if __name__ == "__main__":  # Skip this: it starts the command, and does not return.
+if __name__ == "__main__":  # Skip this: it starts the command, which imports this file as a module.
     from clients.command import console
 
     console.main("operations.create", first="clients.preconnect")
@@ -19,7 +15,7 @@ from resonate.context import Context
 from resonate.handle import ResonateHandle
 from resonate.resonate import Resonate
 
-from clients.account import account_of, check_request, differences, promise_id
+from clients.account import account_of, check_request, difference, promise_id
 from clients.panic import describe, panic_if, saved
 from clients.stores.system_of_record import SystemOfRecord
 from clients.stores.system_of_reference import SystemOfReference
@@ -27,15 +23,13 @@ from clients.stores.system_of_reference import SystemOfReference
 # -- The workflow ----------------------------------------------------------
 
 
-@types.coroutine  # lets the SDK await the generator
+@types.coroutine  # lets the SDK await this generator; in your code, write `async def` and `await ctx.run(...)`
 def create_account(ctx: Context, uuid: str) -> Any:
-    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`.
-
-    To add a step, write its function, and call it here before `return`: docs/operations.md, 'Changing the steps'.
-    """
+    """Return `{"uuid": uuid, "guid": guid}`, or raise `Panic`. To add a step: docs/operations.md, 'Changing the steps'."""
     ctx = ctx.options(timeout=DEADLINE)
-    reference, _ = ctx.get_dependency(Stores)
+    reference = ctx.get_dependency(Stores).reference
 
+    # Step 1: generate the guid.
     guid = yield from saved(ctx.run(generate_guid, uuid))
 
     # Step 2: stage the account in the System of Reference.
@@ -53,21 +47,16 @@ def create_account(ctx: Context, uuid: str) -> Any:
     return {"uuid": uuid, "guid": committed.guid}
 
 
-#: 100 years. The SDK's default is one day: a rerun after one day would fail.
+#: 100 years, for the workflow and for its steps. The SDK's default is one day: a rerun after one day would fail.
 DEADLINE = timedelta(days=36_500)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of step 2 or 3. If two processes run one workflow, the first result is saved, and both get it."""
+    """The result of step 2 or 3."""
 
-    type: Literal[
-        "created",  # step 2: wrote the row. Step 3: created the account
-        "exists_same",  # step 2: the same row is there. Step 3: the same account is there
-        "exists_diff",  # step 2: another row has this uuid or guid. Step 3: an account with this guid has different fields
-        "ordering_violated",  # step 2: no row, but an account with another guid. Step 3: no such row, or such an account
-    ]
-    guid: str  # so the next step takes it from here
+    type: Literal["created", "exists_same", "exists_diff", "ordering_violated"]
+    guid: str  # the guid that this step used; the next step uses this one
     conflict: str = ""  # what the step found, in words for the operator
 
 
@@ -84,8 +73,9 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 2: write the row in the System of Reference."""
     reference, record = ctx.get_dependency(Stores)
 
-    # Read first. If the uuid has an account with another guid, but no row, its row was lost. A new row would lead to a second
-    # account. If there is a row, go on: a different one is `exists_diff` below, and step 3 checks the account again.
+    # Read first. Does the uuid have an account with another guid?
+    # - If there is no row, the row was lost. A new row would lead to a second account, so write none.
+    # - If there is a row, go on. The write below compares the row, and step 3 compares the accounts.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
     other_accounts = set(accounts) - {guid}
@@ -99,6 +89,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
         return Outcome("created", guid)
     if existing_rows == [(uuid, guid)]:
         return Outcome("exists_same", guid)
+    # Another row has this uuid or this guid.
     return Outcome("exists_diff", guid, describe(reference.name, guid, existing_rows, accounts))
 
 
@@ -106,7 +97,7 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     """Step 3: create the account in the System of Record."""
     reference, record = ctx.get_dependency(Stores)
 
-    # Read first, again: a store may have been lost or restored since step 2.
+    # Read first, again: since step 2, a store may have been lost, or another program may have created an account.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)
     other_accounts = set(accounts) - {guid}
@@ -118,10 +109,11 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 
     if existing_account is None:
         return Outcome("created", guid)
-    differing_fields = differences(existing_account, uuid)
-    if not differing_fields:
+    differing = difference(existing_account, uuid)
+    if not differing:
         return Outcome("exists_same", guid)
-    return Outcome("exists_diff", guid, "; ".join(differing_fields))
+    # An account with this guid has different fields.
+    return Outcome("exists_diff", guid, differing)
 
 
 # -- Register, inject, run -------------------------------------------------
@@ -130,15 +122,15 @@ async def commit_account(ctx: Context, uuid: str, guid: str) -> Outcome:
 class Stores(NamedTuple):
     """The two stores. Each step gets them from its context."""
 
-    reference: SystemOfReference
-    record: SystemOfRecord
+    reference: SystemOfReference  # SQLite or PostgreSQL: a row stages an account, and decides nothing
+    record: SystemOfRecord  # TigerBeetle: the account exists if, and only if, it exists here
 
 
 def register(resonate: Resonate, reference: SystemOfReference, record: SystemOfRecord) -> None:
     """Register the workflow, and inject the two stores.
 
-    Create `Resonate` with `retry_policy=Never()`: by default, it retries a failed step for decades. During an outage, a step
-    does not fail: the stores' methods wait.
+    `resonate` must have `retry_policy=Never()`: by default, the SDK retries a failed step 30 times, which takes decades.
+    An outage is no failure: the stores' methods wait.
     """
     resonate.register(create_account, name="create_account")
     resonate.with_dependency(Stores(reference, record))

@@ -116,15 +116,16 @@ def newest_account() -> tb.QueryFilter:
 IGNORED_FLAGS = tb.AccountFlags.CLOSED | tb.AccountFlags.IMPORTED | tb.AccountFlags.LINKED
 
 
-def differences(held: tb.Account, uuid: str) -> list[str]:
-    """Return how an account differs from the uuid's, as `TigerBeetle's account 7 has code 2, not 1`."""
+def difference(held: tb.Account, uuid: str) -> str:
+    """Say how an account differs from the uuid's, as `TigerBeetle's account 7 has code 2, not 1`. Empty if it does not."""
     wanted = account_of(uuid, str(held.id))
     held = replace(held, flags=held.flags & ~IGNORED_FLAGS)
-    return [
-        f"TigerBeetle's account {held.id} has {field} {getattr(held, field)}, not {getattr(wanted, field)}"
+    differing = [
+        f"{field} {getattr(held, field)}, not {getattr(wanted, field)}"
         for field in ("flags", "user_data_128", "user_data_64", "user_data_32", "ledger", "code")
         if getattr(held, field) != getattr(wanted, field)
     ]
+    return f"TigerBeetle's account {held.id} has {' and '.join(differing)}" if differing else ""
 
 
 def id_of(guid: object) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from clients.account import accounts_after, differences, id_of
+from clients.account import accounts_after, difference, id_of
 from clients.command.console import print_result
 from clients.errors import HALTED
 from operations.reading import PAGE, read_state, with_readers
@@ -46,7 +46,7 @@ async def disagreeing(readers: Clients, count: Counter[str]) -> AsyncIterator[st
             account = accounts.get(guid)
             if not isinstance(uuid, str):
                 yield f"conflict: {readers.reference.name} stages guid {guid} for {uuid!r}, which is not a valid uuid"
-            elif account is None or differences(account, uuid):
+            elif account is None or difference(account, uuid):
                 async for finding in recheck(readers, uuid, count):
                     yield finding
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from clients.account import differences, id_of
+from clients.account import difference, id_of
 from clients.panic import check_command
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ class AccountState:
         if self.guid is not None or len(self.accounts) > 1:
             others = [str(account.id) for account in self.accounts if str(account.id) != self.guid]
             problems += [f"TigerBeetle holds account {guid} for the uuid" for guid in others]
-        for account in self.accounts:
-            problems += differences(account, self.uuid)
-        return problems
+        return problems + [differing for account in self.accounts if (differing := difference(account, self.uuid))]
 
     @property
     def agrees(self) -> bool:

@@ -27,7 +27,7 @@ from .operations.commands import Done, assert_verdict, commit, halt, script, sta
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 SOURCE = (ROOT / "create_account.py").read_text()
 RESULT = '    return {"uuid": uuid, "guid": committed.guid}\n'
-WORKFLOW = SOURCE[SOURCE.index("@types.coroutine") : SOURCE.index("#: 100 years.")]
+WORKFLOW = SOURCE[SOURCE.index("@types.coroutine") : SOURCE.index("#: 100 years")]
 SINGLE_RUNS = "create_account has other steps than a batch: each account is a single run, which is slower"
 
 
@@ -47,7 +47,7 @@ def changed(*edits: tuple[str, str]) -> str:
 
 ADDED = [("# -- Steps ", code("step") + "\n\n# -- Steps "), (RESULT, code("call") + RESULT)]
 RAISED = [
-    ("#: 100 years.", WORKFLOW.replace("def create_account(", "def create_account_1(") + "#: 100 years."),
+    ("#: 100 years", WORKFLOW.replace("def create_account(", "def create_account_1(") + "#: 100 years"),
     ('    resonate.register(create_account, name="create_account")\n', code("register")),
 ]
 

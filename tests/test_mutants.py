@@ -51,14 +51,14 @@ EXPLORED = {
         FALSE_PANIC,
     ),
     "an account that this workflow created is a conflict": (
-        'differing_fields:\n        return Outcome("exists_same", guid)', 'differing_fields:\n        return Outcome("exists_diff", guid)', set(),
+        'differing:\n        return Outcome("exists_same", guid)', 'differing:\n        return Outcome("exists_diff", guid)', set(),
         FALSE_PANIC,
     ),
     "a closed account is taken for another": (
-        "if not differing_fields:", "if existing_account == account_of(uuid, guid):", {"closing transfer"}, FALSE_PANIC,
+        "if not differing:", "if existing_account == account_of(uuid, guid):", {"closing transfer"}, FALSE_PANIC,
     ),
     "an account with other fields is taken for this one": (
-        'return Outcome("exists_diff", guid, f"TigerBeetle', 'return Outcome("exists_same", guid, f"TigerBeetle',
+        'return Outcome("exists_diff", guid, differing)', 'return Outcome("exists_same", guid, differing)',
         {"foreign account"}, NO_ACCOUNT,
     ),
     "the panic of a foreign account is forgotten": (

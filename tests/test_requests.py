@@ -34,7 +34,7 @@ def test_promise_of_another_uuid_is_rejected_and_nothing_is_written_until_adopt_
         request(world, promise_id(user), other)
     run = world.run(user)
     assert run.status == 98
-    assert "settled without an account: ValueError: promise" in run.err
+    assert "is rejected: promise" in run.err
     for uuid in (user, other):
         assert world.rows(uuid) == world.accounts(uuid) == []
     assert_adopted(world, user, again=True)
