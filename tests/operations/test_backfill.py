@@ -192,6 +192,7 @@ UNUSUAL = {
     "commas": ["Smith, John", "Doe, Jane"],
     "braces": ["{5b1e}", "{5b1f}"],
     "quotes": ['"The Rock"', "x"],
+    "one uuid in quotes": ['"The Rock"'],
     "angle brackets": ["<a@b>", "<c@d>"],
     "others": ["# 1", "[x] y"],
     "hostile": ["'; DROP TABLE accounts; --", "🐯", "-x", "x y", "%s", "x" * 256],
