@@ -74,7 +74,7 @@ async def stage_account(ctx: Context, uuid: str, guid: str) -> Outcome:
     reference, record = ctx.get_dependency(Stores)
 
     # Read first. Does the uuid have an account with another guid?
-    # - If there is no row, the row was lost. A new row would lead to a second account, so write none.
+    # - If there is no row, the row was lost. Do not stage a second account.
     # - If there is a row, go on. The write below compares the row, and step 3 compares the accounts.
     accounts = await record.guids_of(uuid)
     rows = await reference.rows_of(uuid, guid)  # those that have this uuid or this guid
