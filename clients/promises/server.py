@@ -24,6 +24,7 @@ from clients import limits
 from clients.account import PREFIX
 from clients.command.console import print_diagnostic
 from clients.errors import Lasting, NoAnswer, Unavailable
+from clients.outages import repeat
 from clients.promises import cannot_run
 
 if TYPE_CHECKING:
@@ -154,19 +155,22 @@ class Requests(HttpConnection):
 
         Each message offers the task of a promise that this process has made for this purpose.
         """
+
+        async def message() -> None:
+            await self._request_message()
+            await asyncio.wait_for(self._messages.arrived.wait(), 1)  # the server pushes ten times a second
+
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._messages.connected.wait(), 20)  # after an outage, the listener reconnects
         self._messages.arrived.clear()
-        for _ in range(DELIVERY_TIMEOUT_S):
-            await self._request_message()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._messages.arrived.wait(), 1)  # the server pushes ten times a second
-                return
-        raise NoAnswer(
-            f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy "
-            "before the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for "
-            "nginx, or the like (docs/many-hosts.md)"
-        )
+        try:
+            await repeat(message, lambda error: isinstance(error, TimeoutError), DELIVERY_TIMEOUT_S, 0)
+        except TimeoutError as error:
+            raise NoAnswer(
+                f"{self._name} answers, but its messages do not reach this worker, so the worker gets no work; a proxy "
+                "before the server probably buffers them: set `proxy_buffering off` and `proxy_read_timeout 300s` for "
+                "nginx, or the like (docs/many-hosts.md)"
+            ) from error
 
     async def _request_message(self) -> None:
         reply = await self._ask("task.get", id=self._messages.delivery_id)
