@@ -50,6 +50,18 @@ class _Snapshot(msgspec.Struct):
     t_timeouts: list[TTimeout]
 
 
+def _loaded(name: str, saved: bytes | str) -> _Snapshot:
+    """Return what is in the file. A row that this program has not saved becomes a promise that no run can execute."""
+    try:
+        return msgspec.json.decode(saved, type=_Snapshot)
+    except msgspec.MsgspecError:
+        unreadable = DurablePromise(
+            id=name, state="pending", param={}, value={}, tags={"resonate:target": ""}, timeout_at=2**53,
+            created_at=0, settled_at=None, awaiters=set(), subscribers=set(),
+        )  # fmt: skip
+        return _Snapshot({name: unreadable}, {}, [], [])
+
+
 class _StoredWorkflow:
     """One workflow: its promise and the promises of its steps."""
 
@@ -58,15 +70,7 @@ class _StoredWorkflow:
         self.state = ServerState()
         self.users = 0
         if saved is not None:
-            try:
-                snapshot = msgspec.json.decode(saved, type=_Snapshot)
-            except msgspec.MsgspecError:  # this program has not saved it, and no run can execute it
-                unreadable = DurablePromise(
-                    id=name, state="pending", param={}, value={}, tags={"resonate:target": ""}, timeout_at=2**53,
-                    created_at=0, settled_at=None, awaiters=set(), subscribers=set(),
-                )  # fmt: skip
-                snapshot = _Snapshot({name: unreadable}, {}, [], [])
-            vars(self.state).update(msgspec.structs.asdict(snapshot))
+            vars(self.state).update(msgspec.structs.asdict(_loaded(name, saved)))
         # What is in the file. Reading writes nothing: neither an unknown promise nor one that cannot be read.
         self.saved = self.snapshot()
         # This process has the file's lock. So no other living process has a lease.
@@ -271,7 +275,7 @@ class ReadOnlyPromises:
         """Return the next workflows' promises that have this state."""
         select = "SELECT origin, state FROM origins WHERE origin > ? ORDER BY origin LIMIT ?"
         page = await self._database.read(select, request.get("cursor", ""), request["limit"])
-        promises = [_StoredWorkflow(name, saved, now_ms()).state.promises.get(name) for name, saved in page]
+        promises = [_loaded(name, saved).promises.get(name) for name, saved in page]
         found = [promise.to_record() for promise in promises if promise and promise.state == request["state"]]
         return {"promises": found, "cursor": page[-1][0] if page else None}
 
