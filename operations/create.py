@@ -15,7 +15,7 @@ from clients.command.console import print_diagnostic, print_result, run_async
 from clients.errors import Halted, Unavailable
 from clients.panic import Panic, check_command, describe
 from clients.promises.cannot_run import Unexecutable
-from clients.promises.reading import Claimed, decode, get_promise
+from clients.promises.reading import Claimed, decode, get_promise, read_promise
 from create_account import DEADLINE, start
 from operations.command_line import EXIT_STATUSES, Parser, add_uuid, add_verbose, parse, print_embedded_notice
 from operations.opening import connect
@@ -89,14 +89,17 @@ async def complete(batch: str, uuid: str, clients: Clients) -> None:
     """
     lock = _completing.setdefault(batch, asyncio.Lock())
     async with lock:
+        promise = await read_promise(clients.resonate, promise_id(uuid))
+        if promise is None or promise.batch != batch:  # settled while this call waited for the lock
+            return
         state = await read_state(clients, uuid)
-        if state.claim == batch and state.batch is not None and state.batch.state == "pending":
+        if state.claim == batch and state.batch_is_pending:
             # The promise has recorded all uuids of the batch. A resumed run takes those, not this argument.
             await run_batch(batch, [uuid], clients)
             state = await read_state(clients, uuid)
         if state.claim != batch:
             return
-        if state.batch is not None and state.batch.state == "pending":
+        if state.batch_is_pending:
             raise Unavailable(f"batch {batch} is still pending; run again")
         result: dict[str, Any] | ApplicationError = {"uuid": uuid, "guid": state.guid}
         if not state.agrees:

@@ -36,6 +36,11 @@ class AccountState:
         return self.promises[0].batch if self.promises else None
 
     @property
+    def batch_is_pending(self) -> bool:
+        """Whether the batch that has claimed the account will settle its promise."""
+        return self.batch is not None and self.batch.state == "pending"
+
+    @property
     def waits_for(self) -> str:
         """Say what the pending promise of a claimed account waits for; empty for any other account."""
         how = "was not found" if self.batch is None else f"is {self.batch.halt or self.batch.state}"
@@ -45,7 +50,7 @@ class AccountState:
         """Return `Promise.halt`. The promise of a claimed account is halted if its batch is, or has ended."""
         if promise.batch is None:
             return promise.halt
-        if self.batch is not None and self.batch.state == "pending":
+        if self.batch and self.batch_is_pending:
             return self.batch.halt and f"pending and {self.waits_for}"
         return f"pending and {self.waits_for}; a run of create_account.py ends this"
 
@@ -54,7 +59,7 @@ class AccountState:
         """Whether a run or a batch is pending that will create the account."""
         last = self.promises[-1] if self.promises else None
         if last is not None and last.batch is not None:
-            last = self.batch
+            return self.batch_is_pending
         return last is not None and last.state == "pending"
 
     @property

@@ -171,7 +171,7 @@ EXPLORED_OF_BATCHES: dict[str, tuple[str, str, Scope, str]] = {
         scope_of({"batch canceled"}, **BESIDE), RESOLVED,
     ),
     "a claim is settled before its batch has ended": (
-        'state.batch is not None and state.batch.state == "pending":', "False:", scope_of((), **BESIDE), FALSE_PANIC,
+        "state.batch_is_pending:", "False:", scope_of((), **BESIDE), FALSE_PANIC,
     ),
 }  # fmt: skip
 
