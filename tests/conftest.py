@@ -66,7 +66,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
 
 
 def environ() -> dict[str, str]:
-    """Return the environment without the settings of whoever runs the tests."""
+    """Return the environment without the variables that this program reads."""
     return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
